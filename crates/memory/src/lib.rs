@@ -1,0 +1,285 @@
+//! Guest RAM: the only crate that touches a guest byte.
+//!
+//! RAM is one anonymous mapping of the host, backed only where touched, so a guest may be given more than the host
+//! has. A guest-physical address is turned into a [`RamOffset`] once ([`GuestMemory::locate`]) and that offset may be
+//! kept, for instance in a TLB: it stays valid as long as the memory exists, and every access checks it against the
+//! end of RAM.
+//!
+//! Loads and stores up to 8 bytes are done by one host instruction, whatever their alignment, and so have exactly
+//! the atomicity and ordering that the host CPU gives (SDM 3A 8.1.1, 8.2).
+//!
+//! # Structures derived from guest memory
+//!
+//! Whoever derives something from guest bytes (decoded instructions, translations) marks the granules it
+//! read ([`GuestMemory::mark_derived`]) and remembers the page's [generation](GuestMemory::generation). Every store,
+//! by whatever writer - a vCPU, a device, the debugger -, that touches a marked granule advances the generation of
+//! its page and says so to the writer ([`Written::Derived`]). A structure whose remembered generation differs from
+//! the page's is stale: its owner compares the bytes it was made from, and keeps or drops it. Stores to other
+//! granules of the page cost one look at a flag byte.
+//!
+//! Threads: everything here may be used by any number of threads at once. No locks, except that a `LOCK`ed access
+//! that crosses a page takes a process-wide one.
+
+mod map;
+mod raw;
+
+pub use map::{Layout, Region};
+pub use raw::{Ram, RamOffset, Word};
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+use x86::Gpa;
+use x86::address::PAGE_SIZE;
+
+/// Bytes in a granule, the unit in which derived structures say what they depend on.
+pub const GRANULE: u64 = 64;
+
+/// What went wrong with guest memory.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The host refused the mapping.
+    #[error("the host has no {bytes} bytes of address space for guest memory (is a ulimit -v set?)")]
+    Map {
+        /// How much was asked for.
+        bytes: u64,
+        /// The host's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The regions overlap, are not page-aligned, or are not in ascending order.
+    #[error("guest memory regions must be ascending, disjoint and page-aligned")]
+    Layout,
+    /// The range isn't entirely RAM.
+    #[error("{len} bytes at guest-physical {at} are not all RAM")]
+    NotRam {
+        /// First byte.
+        at: Gpa,
+        /// Length in bytes.
+        len: u64,
+    },
+}
+
+/// What a store hit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Written {
+    /// Ordinary memory.
+    Plain,
+    /// Bytes from which something was derived; the page's generation has been advanced.
+    Derived,
+}
+
+/// One page's bookkeeping. All zero at first, so untouched pages cost no host memory.
+#[derive(Default)]
+#[repr(C)]
+struct PageInfo {
+    /// Granules something was derived from, one bit each.
+    granules: AtomicU64,
+    /// Advanced by each store to a marked granule.
+    generation: AtomicU32,
+    _reserved: AtomicU32,
+}
+
+/// The memory of one machine. Cheap to clone; all clones are the same memory.
+#[derive(Clone)]
+pub struct GuestMemory {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    ram: Ram,
+    layout: Layout,
+    /// One byte a page: non-zero where a store must look at `pages`.
+    flags: raw::Zeroed<AtomicU8>,
+    pages: raw::Zeroed<PageInfo>,
+}
+
+const HAS_DERIVED: u8 = 1;
+
+impl GuestMemory {
+    /// Maps memory for the given layout.
+    ///
+    /// # Errors
+    /// [`MemoryError::Map`] where the host refuses that much address space.
+    pub fn new(layout: Layout) -> Result<Self, MemoryError> {
+        let bytes = layout.bytes();
+        let pages = bytes / PAGE_SIZE;
+        let map = |source| MemoryError::Map { bytes, source };
+        Ok(Self {
+            inner: Arc::new(Inner {
+                ram: Ram::map(bytes).map_err(map)?,
+                flags: raw::Zeroed::map(pages).map_err(map)?,
+                pages: raw::Zeroed::map(pages).map_err(map)?,
+                layout,
+            }),
+        })
+    }
+
+    /// Where RAM lies in the guest-physical address space.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.inner.layout
+    }
+
+    /// The offset of the RAM byte at `gpa`, or `None` where there is no RAM.
+    #[inline]
+    #[must_use]
+    pub fn locate(&self, gpa: Gpa) -> Option<RamOffset> {
+        self.inner.layout.locate(gpa)
+    }
+
+    /// Reads up to 8 bytes. The access must not cross a page (of RAM offsets neighbouring in guest-physical space).
+    #[inline]
+    #[must_use]
+    pub fn load<T: Word>(&self, at: RamOffset) -> T {
+        self.inner.ram.load(at)
+    }
+
+    /// Writes up to 8 bytes within a page.
+    #[inline]
+    pub fn store<T: Word>(&self, at: RamOffset, value: T) -> Written {
+        self.inner.ram.store(at, value);
+        self.note(at, size_of::<T>() as u64)
+    }
+
+    /// `LOCK CMPXCHG` on 1, 2, 4 or 8 bytes within a page; any alignment. Gives the old value and what was hit.
+    #[inline]
+    pub fn compare_exchange<T: Word>(&self, at: RamOffset, expected: T, new: T) -> (T, Written) {
+        let old = self.inner.ram.compare_exchange(at, expected, new);
+        // A failed exchange writes the old value back (SDM 2A CMPXCHG); derived bytes are unchanged by that.
+        let written = if old == expected { self.note(at, size_of::<T>() as u64) } else { Written::Plain };
+        (old, written)
+    }
+
+    /// `LOCK CMPXCHG16B`; `at` must be 16-byte aligned. Gives the old value and what was hit.
+    #[inline]
+    pub fn compare_exchange_16(&self, at: RamOffset, expected: u128, new: u128) -> (u128, Written) {
+        let old = self.inner.ram.compare_exchange_16(at, expected, new);
+        let written = if old == expected { self.note(at, 16) } else { Written::Plain };
+        (old, written)
+    }
+
+    /// Copies out of RAM, from one page or several that neighbour in RAM.
+    #[inline]
+    pub fn load_bytes(&self, at: RamOffset, into: &mut [u8]) {
+        self.inner.ram.load_bytes(at, into);
+    }
+
+    /// Copies into RAM, to one page or several that neighbour in RAM.
+    #[inline]
+    pub fn store_bytes(&self, at: RamOffset, from: &[u8]) -> Written {
+        self.inner.ram.store_bytes(at, from);
+        self.note(at, from.len() as u64)
+    }
+
+    /// `len` bytes from one place in RAM to another as `REP MOVSB` with DF clear does it: ascending, byte by byte in
+    /// effect, also where the ranges overlap.
+    pub fn copy_ascending(&self, from: RamOffset, to: RamOffset, len: u64) -> Written {
+        self.inner.ram.copy_ascending(from, to, len);
+        self.note(to, len)
+    }
+
+    /// Fills `count` elements, as `REP STOS` with DF clear does it.
+    pub fn fill<T: Word>(&self, at: RamOffset, value: T, count: u64) -> Written {
+        self.inner.ram.fill(at, value, count);
+        self.note(at, count * size_of::<T>() as u64)
+    }
+
+    /// Reads guest-physical memory that may span pages, as a device or the machine does it.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotRam`] where part of the range isn't RAM; nothing is read then.
+    pub fn read(&self, at: Gpa, into: &mut [u8]) -> Result<(), MemoryError> {
+        let from = self.range(at, into.len() as u64)?;
+        self.load_bytes(from, into);
+        Ok(())
+    }
+
+    /// Writes guest-physical memory that may span pages, as a device or the machine does it.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotRam`] where part of the range isn't RAM; nothing is written then.
+    pub fn write(&self, at: Gpa, from: &[u8]) -> Result<(), MemoryError> {
+        let to = self.range(at, from.len() as u64)?;
+        let _ = self.store_bytes(to, from);
+        Ok(())
+    }
+
+    /// Fills guest-physical memory with zeros, as the machine does it when it loads a kernel.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotRam`] where part of the range isn't RAM.
+    pub fn zero(&self, at: Gpa, len: u64) -> Result<(), MemoryError> {
+        let to = self.range(at, len)?;
+        let _ = self.fill(to, 0u8, len);
+        Ok(())
+    }
+
+    fn range(&self, at: Gpa, len: u64) -> Result<RamOffset, MemoryError> {
+        self.inner.layout.locate_range(at, len).ok_or(MemoryError::NotRam { at, len })
+    }
+
+    /// Says that something is about to be derived from `len` bytes at `at`, which lie in one page. Read the
+    /// [generation](Self::generation) after this and the bytes after that, in this order.
+    pub fn mark_derived(&self, at: RamOffset, len: u64) {
+        let frame = at.frame();
+        let first = at.offset_in_page() / GRANULE;
+        let last = (at.offset_in_page() + len.max(1) - 1).min(PAGE_SIZE - 1) / GRANULE;
+        let mask = (u64::MAX >> (63 - last)) & (u64::MAX << first);
+        let info = self.inner.pages.at(frame);
+        if info.granules.load(Ordering::Relaxed) & mask == mask {
+            return;
+        }
+        info.granules.fetch_or(mask, Ordering::SeqCst);
+        self.inner.flags.at(frame).store(HAS_DERIVED, Ordering::SeqCst);
+        // A writer stores and then looks at the flag, without a fence between. This barrier, run on all threads of the
+        // process, makes sure that a store that did not see the flag is visible to the reads that follow here.
+        raw::process_barrier();
+    }
+
+    /// How often marked bytes of the page at `at` have been written.
+    #[inline]
+    #[must_use]
+    pub fn generation(&self, at: RamOffset) -> u32 {
+        self.inner.pages.at(at.frame()).generation.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    fn note(&self, at: RamOffset, len: u64) -> Written {
+        let first = at.frame();
+        if self.inner.flags.at(first).load(Ordering::Relaxed) == 0 && at.offset_in_page() + len <= PAGE_SIZE {
+            return Written::Plain;
+        }
+        self.note_slow(at, len)
+    }
+
+    #[cold]
+    fn note_slow(&self, at: RamOffset, len: u64) -> Written {
+        let mut written = Written::Plain;
+        let end = at.0 + len;
+        let mut from = at.0;
+        while from < end {
+            let page = from & !(PAGE_SIZE - 1);
+            let to = end.min(page + PAGE_SIZE);
+            let frame = page / PAGE_SIZE;
+            if self.inner.flags.at(frame).load(Ordering::Relaxed) != 0 {
+                let (first, last) = ((from - page) / GRANULE, (to - 1 - page) / GRANULE);
+                let mask = (u64::MAX >> (63 - last)) & (u64::MAX << first);
+                let info = self.inner.pages.at(frame);
+                if info.granules.load(Ordering::Relaxed) & mask != 0 {
+                    fence(Ordering::Release);
+                    info.generation.fetch_add(1, Ordering::Release);
+                    written = Written::Derived;
+                }
+            }
+            from = to;
+        }
+        written
+    }
+
+    /// Bytes of guest RAM that the host has backed with memory so far, where the host tells.
+    #[must_use]
+    pub fn resident(&self) -> Option<u64> {
+        self.inner.ram.resident()
+    }
+}

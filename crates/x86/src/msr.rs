@@ -1,0 +1,45 @@
+//! Numbers of model-specific registers (SDM 4), as Linux and Windows use them.
+
+#![allow(missing_docs, reason = "the names are the manual's")]
+
+pub const TSC: u32 = 0x10;
+pub const PLATFORM_ID: u32 = 0x17;
+pub const APIC_BASE: u32 = 0x1b;
+pub const FEATURE_CONTROL: u32 = 0x3a;
+pub const TSC_ADJUST: u32 = 0x3b;
+pub const SPEC_CTRL: u32 = 0x48;
+pub const PRED_CMD: u32 = 0x49;
+pub const UCODE_REV: u32 = 0x8b;
+pub const MTRR_CAP: u32 = 0xfe;
+pub const ARCH_CAPABILITIES: u32 = 0x10a;
+pub const FLUSH_CMD: u32 = 0x10b;
+pub const SYSENTER_CS: u32 = 0x174;
+pub const SYSENTER_ESP: u32 = 0x175;
+pub const SYSENTER_EIP: u32 = 0x176;
+pub const MCG_CAP: u32 = 0x179;
+pub const MCG_STATUS: u32 = 0x17a;
+pub const MCG_CTL: u32 = 0x17b;
+pub const MISC_ENABLE: u32 = 0x1a0;
+pub const DEBUG_CTL: u32 = 0x1d9;
+pub const MTRR_PHYS_BASE0: u32 = 0x200;
+pub const MTRR_FIX64K_00000: u32 = 0x250;
+pub const MTRR_FIX16K_80000: u32 = 0x258;
+pub const MTRR_FIX16K_A0000: u32 = 0x259;
+pub const MTRR_FIX4K_C0000: u32 = 0x268;
+pub const MTRR_FIX4K_F8000: u32 = 0x26f;
+pub const PAT: u32 = 0x277;
+pub const MTRR_DEF_TYPE: u32 = 0x2ff;
+pub const MC0_CTL: u32 = 0x400;
+pub const TSC_DEADLINE: u32 = 0x6e0;
+pub const X2APIC_FIRST: u32 = 0x800;
+pub const X2APIC_LAST: u32 = 0x8ff;
+pub const XSS: u32 = 0xda0;
+pub const EFER: u32 = 0xc000_0080;
+pub const STAR: u32 = 0xc000_0081;
+pub const LSTAR: u32 = 0xc000_0082;
+pub const CSTAR: u32 = 0xc000_0083;
+pub const FMASK: u32 = 0xc000_0084;
+pub const FS_BASE: u32 = 0xc000_0100;
+pub const GS_BASE: u32 = 0xc000_0101;
+pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
+pub const TSC_AUX: u32 = 0xc000_0103;
