@@ -8,6 +8,7 @@
 //! interrupt-controller lock**, and a controller never calls back into a device with its lock held. Kickers
 //! and alarms are leaves.
 
+pub mod apic;
 pub mod bus;
 pub mod clock;
 pub mod device;
