@@ -1,0 +1,15 @@
+//! Tests of the whole: engine cases, the oracle, guest boots.
+//!
+//! The crate holds what several test programs share; the programs are in `tests/` and `src/bin/`.
+
+pub mod oracle;
+
+use engine::{Engine, EngineError, Setup};
+
+/// Makes the interpreter: the engine that the tests here judge.
+///
+/// # Errors
+/// As [`interpreter::Interpreter::new`].
+pub fn interpreter(setup: Setup) -> Result<Box<dyn Engine>, EngineError> {
+    Ok(Box::new(interpreter::Interpreter::new(setup)?))
+}

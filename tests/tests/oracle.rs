@@ -1,0 +1,34 @@
+//! The interpreter against the host CPU. `ORACLE_CASES` and `ORACLE_SEED` in the environment change how much is run and
+//! from where; `cargo xtask fuzz oracle` uses the former.
+
+use conformance::oracle::{self, Options};
+
+fn environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn random_code_does_on_the_interpreter_what_it_does_on_the_host() {
+    let options = Options {
+        cases: environment("ORACLE_CASES", 200_000),
+        seed: environment("ORACLE_SEED", 1),
+        ..Options::default()
+    };
+    let report = oracle::run(&conformance::interpreter, options).expect("both sides can be set up");
+    for (feature, cases) in &report.features {
+        println!("{cases:>8}  {feature}");
+    }
+    println!("{} cases, by the host's vector: {:?}", report.cases, report.vectors);
+    let mut families: Vec<_> = report.families.iter().collect();
+    families.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+    assert!(
+        report.mismatches == 0,
+        "{} mismatches\n{}\n{families:#?}",
+        report.mismatches,
+        report.details.join("\n")
+    );
+    assert_eq!(report.cases, options.cases);
+    for (feature, &cases) in &report.features {
+        assert!(cases > 0, "no case used {feature}");
+    }
+}
