@@ -10,6 +10,7 @@ pub mod address;
 pub mod control;
 pub mod cpuid;
 pub mod descriptor;
+mod dump;
 pub mod exception;
 pub mod flags;
 pub mod msr;
