@@ -226,7 +226,7 @@ impl Ram {
     }
 
     pub(crate) fn fill<T: Word>(&self, at: RamOffset, value: T, count: u64) {
-        let bytes = count.checked_mul(size_of::<T>() as u64).unwrap_or(u64::MAX);
+        let bytes = count.saturating_mul(size_of::<T>() as u64);
         let pointer = self.pointer(at, bytes);
         // SAFETY: `pointer` checked the range.
         unsafe { T::fill_at(pointer, value, count) }

@@ -1,0 +1,54 @@
+//! Machine configuration and control-socket types. Plain data: nothing here opens a file or starts anything.
+//!
+//! The command line fills a [`MachineConfig`], `machine` builds from it.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Everything that decides what a machine is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MachineConfig {
+    /// RAM in bytes.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// What to boot.
+    pub boot: BootConfig,
+    /// COM1 to COM4; `None` where there is no port.
+    pub serial: [Option<SerialConfig>; 4],
+    /// A guest reboot ends the run instead of resetting the machine.
+    pub no_reboot: bool,
+    /// The devices that bare-metal test kernels written for QEMU expect.
+    pub test_devices: bool,
+}
+
+/// What to boot.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BootConfig {
+    /// A bzImage, an ELF kernel (PVH or 64-bit entry) or a multiboot image; told apart by its contents.
+    pub kernel: PathBuf,
+    /// Initial RAM disk, or the modules of a multiboot kernel.
+    pub initramfs: Option<Initramfs>,
+    /// Kernel command line, or the arguments of a multiboot kernel (without its name).
+    pub cmdline: String,
+}
+
+/// An initial RAM disk.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Initramfs {
+    /// A file of the host. For multiboot kernels: a comma-separated list of modules, each `FILE[ ARGUMENTS]`.
+    File(PathBuf),
+    /// Built in memory.
+    Bytes(Vec<u8>),
+}
+
+/// Where a serial port leads.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum SerialConfig {
+    /// Output is dropped, no input comes.
+    Null,
+    /// Output goes to a file, no input comes.
+    File(PathBuf),
+    /// To an in-process byte stream that the caller supplies (the terminal, a log).
+    Stream,
+}

@@ -1,0 +1,107 @@
+//! Guest memory through its public face: accesses, bounds, and what derived structures see.
+
+use memory::{GuestMemory, Layout, MemoryError, RamOffset, Region, Written};
+use x86::Gpa;
+
+fn memory() -> GuestMemory {
+    let layout = Layout::new(vec![
+        Region { start: Gpa(0), len: 0x4000 },
+        Region { start: Gpa(0x1_0000_0000), len: 0x2000 },
+    ])
+    .expect("a sound layout");
+    GuestMemory::new(layout).expect("24 KiB of memory")
+}
+
+#[test]
+fn every_width_and_alignment_reads_back_what_was_written() {
+    let memory = memory();
+    for at in 0x100..0x108 {
+        let at = RamOffset(at);
+        let _ = memory.store(at, 0x1122_3344_5566_7788u64);
+        assert_eq!(memory.load::<u64>(at), 0x1122_3344_5566_7788);
+        assert_eq!(memory.load::<u32>(at), 0x5566_7788);
+        assert_eq!(memory.load::<u16>(at), 0x7788);
+        assert_eq!(memory.load::<u8>(at), 0x88);
+    }
+}
+
+#[test]
+fn regions_that_do_not_touch_in_guest_space_are_not_one_range() {
+    let memory = memory();
+    let mut byte = [0; 2];
+    assert!(matches!(memory.read(Gpa(0x3fff), &mut byte), Err(MemoryError::NotRam { .. })));
+    assert!(memory.write(Gpa(0x4000), &[1]).is_err());
+    memory.write(Gpa(0x1_0000_1ffe), &[1, 2]).expect("the last two bytes of RAM");
+    memory.read(Gpa(0x1_0000_1ffe), &mut byte).expect("the last two bytes of RAM");
+    assert_eq!(byte, [1, 2]);
+}
+
+#[test]
+#[should_panic(expected = "not inside guest memory")]
+fn an_offset_beyond_ram_never_reaches_the_host() {
+    let _ = memory().load::<u64>(RamOffset(0x5ff9));
+}
+
+#[test]
+fn only_stores_to_marked_granules_advance_the_generation() {
+    let memory = memory();
+    let code = RamOffset(0x1040);
+    assert_eq!(memory.store(code, 1u8), Written::Plain);
+    memory.mark_derived(code, 70);
+    let before = memory.generation(code);
+    assert_eq!(memory.store(RamOffset(0x103f), 1u8), Written::Plain);
+    assert_eq!(memory.store(RamOffset(0x10c0), 1u8), Written::Plain);
+    assert_eq!(memory.generation(code), before);
+    assert_eq!(memory.store(RamOffset(0x103f), 1u16), Written::Derived);
+    assert_eq!(memory.store(RamOffset(0x10bf), 1u8), Written::Derived);
+    assert_eq!(memory.fill(RamOffset(0x0ff0), 0u8, 0x100), Written::Derived);
+    assert_eq!(memory.store_bytes(RamOffset(0x1080), &[1, 2, 3]), Written::Derived);
+    memory.write(Gpa(0x1080), &[1]).expect("RAM");
+    assert_eq!(memory.generation(code), before + 5);
+}
+
+#[test]
+fn a_write_over_a_page_boundary_advances_both_pages() {
+    let memory = memory();
+    let (first, second) = (RamOffset(0x1fff), RamOffset(0x2000));
+    memory.mark_derived(first, 1);
+    memory.mark_derived(second, 1);
+    assert_eq!(memory.store_bytes(first, &[1, 2]), Written::Derived);
+    assert_eq!((memory.generation(first), memory.generation(second)), (1, 1));
+}
+
+#[test]
+fn a_failed_exchange_changes_nothing() {
+    let memory = memory();
+    let at = RamOffset(0x1003);
+    memory.mark_derived(at, 4);
+    let _ = memory.store(at, 5u32);
+    let generation = memory.generation(at);
+    assert_eq!(memory.compare_exchange(at, 6u32, 7), (5, Written::Plain));
+    assert_eq!(memory.generation(at), generation);
+    assert_eq!(memory.compare_exchange(at, 5u32, 7), (5, Written::Derived));
+    assert_eq!(memory.load::<u32>(at), 7);
+    let wide = RamOffset(0x1010);
+    assert_eq!(memory.compare_exchange_16(wide, 0, u128::MAX).0, 0);
+    assert_eq!(memory.compare_exchange_16(wide, 0, 1).0, u128::MAX);
+}
+
+#[test]
+fn an_ascending_copy_repeats_an_overlap() {
+    let memory = memory();
+    let _ = memory.store_bytes(RamOffset(0), b"abcd");
+    let _ = memory.copy_ascending(RamOffset(0), RamOffset(1), 7);
+    let mut bytes = [0; 8];
+    memory.load_bytes(RamOffset(0), &mut bytes);
+    assert_eq!(&bytes, b"aaaaaaaa");
+}
+
+#[test]
+fn untouched_memory_is_not_resident() {
+    let layout = Layout::new(vec![Region { start: Gpa(0), len: 64 << 30 }]).expect("a sound layout");
+    let memory = GuestMemory::new(layout).expect("address space");
+    let _ = memory.store(RamOffset(1 << 30), 1u8);
+    if let Some(resident) = memory.resident() {
+        assert!((4096..1 << 30).contains(&resident), "{resident} bytes are resident");
+    }
+}
