@@ -10,11 +10,25 @@
 
 pub mod apic;
 pub mod bus;
+mod bytewise;
 pub mod clock;
 pub mod device;
+pub mod hpet;
+pub mod i8042;
 pub mod line;
+pub mod pci;
+pub mod pic;
+pub mod pit;
+pub mod pm;
+pub mod power;
+pub mod rtc;
+pub mod testdev;
+#[cfg(test)]
+mod testkit;
+pub mod uart;
 
 pub use bus::{At, Bus, BusDevice, BusFault, WindowId};
-pub use clock::{Alarm, Clock, Nanos};
+pub use clock::{Alarm, AlarmSink, Clock, Nanos};
 pub use device::{Device, RestoreError, Saved};
 pub use line::{Line, LineSink, Msi, MsiSink};
+pub use power::{PowerRequest, PowerSink};

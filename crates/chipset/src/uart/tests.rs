@@ -1,0 +1,193 @@
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::testkit::{TestClock, Wires, acts, hammer, inb, outb};
+
+#[derive(Clone, Default)]
+struct Collected(Arc<Mutex<Vec<u8>>>);
+
+impl ByteSink for Collected {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.lock().expect("not poisoned").extend(bytes);
+    }
+}
+
+#[derive(Default)]
+struct Room(AtomicU32);
+
+impl InputRoom for Room {
+    fn room(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+struct Bench {
+    wires: Arc<Wires>,
+    sent: Collected,
+    room: Arc<Room>,
+    uart: Uart,
+}
+
+fn bench() -> Bench {
+    let (wires, sent, room) = (Wires::new(), Collected::default(), Arc::new(Room::default()));
+    let uart = Uart::new(wires.line(4), Box::new(sent.clone()), Some(room.clone()));
+    Bench { wires, sent, room, uart }
+}
+
+impl Bench {
+    fn get(&mut self, register: u64) -> u8 {
+        inb(&mut self.uart, REGISTERS, register)
+    }
+    fn put(&mut self, register: u64, value: u8) {
+        outb(&mut self.uart, REGISTERS, register, value);
+    }
+}
+
+#[test]
+fn a_driver_identifies_a_16550a() {
+    let mut b = bench();
+    b.put(1, 0xff);
+    assert_eq!(b.get(1), 0x0f);
+    b.put(1, 0);
+    b.put(4, 0x1a);
+    assert_eq!(b.get(6) & 0xf0, 0x90, "RTS is CTS and OUT2 is DCD in loopback");
+    b.put(4, 0);
+    b.put(2, 1);
+    assert_eq!(b.get(2) >> 6, 3);
+    b.put(2, 0x21);
+    assert_eq!(b.get(2) >> 5, 6, "no 64-byte FIFO");
+    b.put(2, 0);
+    assert_eq!(b.get(2), 1);
+    b.put(7, 0x5a);
+    assert_eq!(b.get(7), 0x5a);
+}
+
+#[test]
+fn sending_interrupts_when_the_holding_register_is_empty_again() {
+    let mut b = bench();
+    b.put(1, 2);
+    assert!(b.wires.high(4), "it is empty when the interrupt is enabled");
+    assert_eq!(b.get(2), 2);
+    assert!(!b.wires.high(4), "identifying it ends it");
+    b.put(0, b'a');
+    assert!(b.wires.high(4));
+    let edges = b.wires.edges(4);
+    b.put(0, b'b');
+    assert_eq!(b.wires.edges(4), edges + 1, "each byte is an edge");
+    assert_eq!(*b.sent.0.lock().expect("not poisoned"), b"ab");
+    assert_eq!(b.get(5), 0x60);
+    b.put(1, 0);
+    assert!(!b.wires.high(4));
+}
+
+#[test]
+fn input_below_the_trigger_is_a_timeout_and_above_it_is_data() {
+    let mut b = bench();
+    b.put(2, 0x41);
+    b.put(1, 1);
+    assert_eq!(b.uart.receive(b"abc"), 3);
+    assert!(b.wires.high(4));
+    assert_eq!(b.get(2), 0xcc);
+    assert_eq!(b.uart.receive(b"d"), 1);
+    assert_eq!(b.get(2), 0xc4);
+    for byte in b"abcd" {
+        assert_eq!(b.get(5) & 1, 1);
+        assert_eq!(b.get(0), *byte);
+    }
+    assert_eq!(b.get(5) & 1, 0);
+    assert_eq!(b.get(2), 0xc1);
+    assert!(!b.wires.high(4));
+}
+
+#[test]
+fn a_full_fifo_turns_input_away_and_asks_for_more_when_it_is_empty() {
+    let mut b = bench();
+    assert_eq!(b.uart.receive(b"ab"), 1, "one byte without FIFOs");
+    b.put(2, 0x01);
+    assert_eq!(b.room.0.load(Ordering::Relaxed), 1, "switching them on empties the register");
+    assert_eq!(b.uart.receive(&[7; 20]), 16);
+    for _ in 0..15 {
+        b.get(0);
+    }
+    assert_eq!(b.room.0.load(Ordering::Relaxed), 1);
+    b.get(0);
+    assert_eq!(b.room.0.load(Ordering::Relaxed), 2);
+    b.uart.receive(&[7; 3]);
+    b.put(2, 0x03);
+    assert_eq!(b.get(5) & 1, 0, "the receiver was cleared");
+}
+
+#[test]
+fn loopback_hears_itself_and_overruns() {
+    let mut b = bench();
+    b.put(4, 0x10);
+    b.put(1, 0x05);
+    assert_eq!(b.uart.receive(b"x"), 0);
+    b.put(0, 1);
+    b.put(0, 2);
+    assert_eq!(b.get(2), 6, "line status is most urgent");
+    assert_eq!(b.get(5) & 3, 3);
+    assert_eq!(b.get(5) & 3, 1, "reading it clears the overrun");
+    assert_eq!(b.get(2), 4);
+    assert_eq!(b.get(0), 1);
+    assert_eq!(*b.sent.0.lock().expect("not poisoned"), b"");
+    b.put(4, 0);
+    assert_eq!(b.room.0.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn modem_status_changes_interrupt_until_read() {
+    let mut b = bench();
+    assert_eq!(b.get(6), 0xb0);
+    b.put(1, 8);
+    b.put(4, 0x10);
+    assert_eq!(b.get(2), 0);
+    assert!(b.wires.high(4));
+    assert_eq!(b.get(6), 0x0b);
+    assert!(!b.wires.high(4));
+    b.put(4, 0x14);
+    assert_eq!(b.get(6), 0x40, "the ring indicator's beginning is no change");
+    b.put(4, 0x10);
+    assert_eq!(b.get(6), 0x04);
+}
+
+#[test]
+fn the_divisor_hides_behind_its_latch() {
+    let mut b = bench();
+    b.put(3, 0x83);
+    b.put(0, 1);
+    b.put(1, 2);
+    assert_eq!((b.get(0), b.get(1)), (1, 2));
+    b.put(3, 0x03);
+    assert_eq!((b.get(0), b.get(1)), (0, 0));
+    assert!(b.sent.0.lock().expect("not poisoned").is_empty());
+}
+
+#[test]
+fn a_saved_port_keeps_its_input() {
+    let mut b = bench();
+    b.put(2, 1);
+    b.put(1, 1);
+    b.uart.receive(b"hi");
+    let saved = b.uart.save();
+    let mut other = bench();
+    other.uart.restore(&saved).expect("its own format");
+    other.uart.resume();
+    assert!(other.wires.high(4));
+    assert_eq!((other.get(0), other.get(0)), (b'h', b'i'));
+}
+
+proptest! {
+    #[test]
+    fn no_register_access_panics(acts in acts()) {
+        let mut b = bench();
+        hammer(&mut b.uart, &COM1, &acts, &TestClock::new(), |uart| {
+            uart.receive(&[1; 9]);
+        });
+        let saved = b.uart.save();
+        b.uart.restore(&saved).expect("what can be reached can be restored");
+    }
+}
