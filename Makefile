@@ -1,0 +1,42 @@
+# The two commands that a newcomer needs, and those of everyday work. What they do is in xtask/.
+# Words for `ombra run`, such as ARGS="-m 1G -- uname -a".
+ARGS ?=
+
+.PHONY: run test check bench guests clean tools
+
+run: tools
+	cargo xtask guests --for run
+	cargo build --release --package ombra
+	./target/release/ombra run $(ARGS)
+
+test: tools check
+	cargo xtask test
+
+check: tools
+	cargo xtask check
+
+bench: tools
+	cargo xtask bench
+
+guests: tools
+	cargo xtask guests
+
+clean:
+	cargo clean
+	rm -rf cache
+
+# A linker and a static C library for the guests' init, and Debian's tools to fetch guests. root gets what is missing,
+# everybody else the line to give to root.
+tools:
+	@missing=""; \
+	command -v cc >/dev/null || missing="$$missing gcc"; \
+	[ -n "$$(find /usr/lib /usr/lib64 -maxdepth 2 -name libc.a 2>/dev/null | head -n 1)" ] || missing="$$missing libc6-dev"; \
+	command -v dpkg-deb >/dev/null || missing="$$missing dpkg"; \
+	command -v tar >/dev/null || missing="$$missing tar"; \
+	if ! command -v cargo >/dev/null; then \
+		echo "make: there is no cargo; install Rust first: https://rustup.rs" >&2; exit 1; \
+	fi; \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" = 0 ]; then apt-get install --yes --no-install-recommends $$missing; \
+		else echo "make: missing; as root: apt install$$missing" >&2; exit 1; fi; \
+	fi

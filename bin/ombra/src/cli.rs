@@ -1,0 +1,240 @@
+//! The command line: flags, their help, and what their values may be. `main` parses it; nothing here does anything.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+const AFTER_HELP: &str = "\
+Examples:
+  ombra run                                   a shell in a guest, with the kernel that `make run` fetched
+  ombra run -- sh -c 'uname -a; exit 7'       one command in a guest; ends with its exit status
+  ombra run -k bzImage --initramfs root.cpio  any kernel, its serial console on this terminal
+  ombra doctor                                what this host offers
+
+Exit status: that of the guest's command; 0 when the guest powers off; 125 when Ombra fails, 2 for wrong usage,
+128+N when signal N ends it.";
+
+const AFTER_RUN_HELP: &str = "\
+Examples:
+  ombra run
+  ombra run -- sh -c 'cat /proc/cpuinfo'
+  tar c . | ombra run -- tar t
+  ombra run -m 2G -k vmlinuz --initramfs initrd.img -a 'console=ttyS0 root=/dev/ram0'
+  ombra run -k test.elf --test-devices --no-reboot
+
+Without COMMAND and without --kernel, a shell runs in a guest of busybox. With COMMAND, its input, output and errors are
+Ombra's own; the kernel's messages are kept and shown when the guest fails (or with --verbose). On a terminal: Ctrl-A X
+quits, Ctrl-A H helps, Ctrl-A Ctrl-A sends Ctrl-A.";
+
+/// Runs unmodified x86 operating systems in a process that needs no privileges and no /dev/kvm.
+#[derive(Parser, Debug)]
+#[command(name = "ombra", version, after_help = AFTER_HELP, max_term_width = 110)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run a guest, or one command in a guest
+    Run(Box<Run>),
+    /// Say what this host offers: KVM (by running guest code), CPU features, memory, limits
+    Doctor,
+    /// Used by `doctor`: runs the KVM probe in a process that can be abandoned
+    #[command(hide = true)]
+    KvmProbe,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = AFTER_RUN_HELP, next_line_help = false)]
+pub(crate) struct Run {
+    /// Kernel: bzImage, ELF (vmlinux, PVH) or multiboot image [default: the cache's, else the newest of /boot]
+    #[arg(short, long, value_name = "FILE", help_heading = "Boot")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Initial RAM disk; for multiboot a comma-separated list of modules
+    #[arg(long, value_name = "FILE", alias = "initrd", conflicts_with = "command", help_heading = "Boot")]
+    pub(crate) initramfs: Option<PathBuf>,
+    /// Kernel command line; may be repeated [default: console=ttyS0]
+    #[arg(
+        short = 'a',
+        long,
+        value_name = "STRING",
+        aliases = ["append", "params"],
+        allow_hyphen_values = true,
+        help_heading = "Boot"
+    )]
+    pub(crate) cmdline: Vec<String>,
+
+    /// Guest memory: MiB, or with K, M, G, T; taken from the host as it is touched
+    #[arg(short, long, value_name = "SIZE", alias = "mem", default_value = "512M", help_heading = "Machine")]
+    pub(crate) memory: Memory,
+    /// Number of vCPUs
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        alias = "smp",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=255),
+        help_heading = "Machine"
+    )]
+    pub(crate) cpus: u32,
+    /// What executes guest code
+    #[arg(long, value_enum, value_name = "ENGINE", alias = "accel", default_value_t = Engine::Auto, help_heading = "Machine")]
+    pub(crate) engine: Engine,
+    /// Where the first serial port leads: stdio, file:PATH or null
+    #[arg(
+        long,
+        value_name = "WHERE",
+        default_value = "stdio",
+        conflicts_with = "command",
+        help_heading = "Machine"
+    )]
+    pub(crate) serial: Serial,
+    /// A guest reboot ends Ombra
+    #[arg(long, help_heading = "Machine")]
+    pub(crate) no_reboot: bool,
+    /// Add the devices that bare-metal test kernels written for QEMU expect
+    #[arg(long, help_heading = "Machine")]
+    pub(crate) test_devices: bool,
+
+    /// Show the guest kernel's messages (with COMMAND) and what Ombra does
+    #[arg(short = 'V', long, help_heading = "Messages")]
+    pub(crate) verbose: bool,
+    /// No messages but errors
+    #[arg(short, long, conflicts_with = "verbose", help_heading = "Messages")]
+    pub(crate) quiet: bool,
+
+    /// Command to run in the guest, in an initramfs of busybox
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Engine {
+    /// The best that this host can do
+    Auto,
+    /// Instruction by instruction: works everywhere
+    Interpreter,
+}
+
+/// Where the first serial port leads.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Serial {
+    Stdio,
+    File(PathBuf),
+    Null,
+}
+
+impl FromStr for Serial {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Serial, String> {
+        match text.split_once([':', '=']) {
+            None if text == "stdio" => Ok(Serial::Stdio),
+            None if text == "null" || text == "none" => Ok(Serial::Null),
+            Some(("file", path)) if !path.is_empty() => Ok(Serial::File(path.into())),
+            _ => Err("wants stdio, file:PATH or null".to_owned()),
+        }
+    }
+}
+
+/// An amount of guest memory in bytes, a multiple of 4 KiB.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Memory(pub(crate) u64);
+
+impl Memory {
+    /// Below this no operating system of this architecture starts.
+    const LEAST: u64 = 1 << 20;
+    /// What a host process can address with room for everything else.
+    const MOST: u64 = 32 << 40;
+}
+
+impl FromStr for Memory {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Memory, String> {
+        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, unit) = text.split_at(digits);
+        let shift = match unit.to_ascii_uppercase().as_str() {
+            "K" | "KB" | "KIB" => 10,
+            "" | "M" | "MB" | "MIB" => 20,
+            "G" | "GB" | "GIB" => 30,
+            "T" | "TB" | "TIB" => 40,
+            _ => return Err("wants a number of MiB, or one with K, M, G or T, such as 1024 or 1G".to_owned()),
+        };
+        if number.is_empty() {
+            return Err("wants a number of MiB, or one with K, M, G or T, such as 1024 or 1G".to_owned());
+        }
+        let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+        match bytes {
+            Some(bytes) if bytes < Memory::LEAST => Err("a guest needs at least 1M of memory".to_owned()),
+            Some(bytes) if bytes <= Memory::MOST => Ok(Memory(bytes & !0xfff)),
+            _ => Err("a guest can have 32T of memory at most".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn run(words: &[&str]) -> Run {
+        match Cli::try_parse_from(["ombra", "run"].iter().chain(words)).unwrap().command {
+            Command::Run(run) => *run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn memory_is_mib_unless_it_has_a_unit() {
+        assert_eq!("64".parse(), Ok(Memory(64 << 20)));
+        assert_eq!("2048K".parse(), Ok(Memory(2 << 20)));
+        assert_eq!("1g".parse(), Ok(Memory(1 << 30)));
+        assert_eq!("2GiB".parse(), Ok(Memory(2 << 30)));
+        assert_eq!("1T".parse(), Ok(Memory(1 << 40)));
+    }
+
+    #[test]
+    fn absurd_memory_is_refused() {
+        for text in
+            ["", "0", "1K", "-1", "1.5G", "G", "12X", "33T", "99999999999999999999", "18446744073709551615T"]
+        {
+            assert!(text.parse::<Memory>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn other_monitors_names_of_flags_work() {
+        let run = run(&[
+            "--initrd", "i", "--append", "a", "--params", "b", "--mem", "1G", "--smp", "2", "--accel", "auto",
+        ]);
+        assert_eq!(run.initramfs, Some("i".into()));
+        assert_eq!(run.cmdline, ["a", "b"]);
+        assert_eq!(run.memory, Memory(1 << 30));
+        assert_eq!(run.cpus, 2);
+    }
+
+    #[test]
+    fn a_command_keeps_its_own_flags() {
+        assert_eq!(
+            run(&["-m", "1G", "--", "sh", "-c", "exit 7", "--help"]).command,
+            ["sh", "-c", "exit 7", "--help"]
+        );
+    }
+
+    #[test]
+    fn serial_ports_lead_where_they_should() {
+        assert_eq!("file:/x/y".parse(), Ok(Serial::File("/x/y".into())));
+        assert_eq!("null".parse(), Ok(Serial::Null));
+        assert!("file:".parse::<Serial>().is_err());
+        assert!("pty".parse::<Serial>().is_err());
+    }
+}

@@ -1,0 +1,265 @@
+//! `ombra run`: from flags to a machine, and from how the machine ended to an exit status.
+//!
+//! The main thread runs the machine. A thread takes signals, one forwards stdin; both stop the machine through [`Stopper`].
+//! Three plans: a bare kernel with COM1 as `--serial` says; a shell in an initramfs of ours; a command in one.
+
+use crate::cli::{Engine, Run, Serial};
+use crate::guest::{Control, ControlWriter, Forward, Log, LogWriter, Piped, forward};
+use crate::initramfs::{self, Contents, Mode};
+use crate::{find, terminal};
+use anyhow::{Context, Result};
+use control::{BootConfig, Initramfs, MachineConfig, SerialConfig};
+use machine::{Machine, Outcome, Stream, Streams};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
+use signal_hook::iterator::Signals;
+use std::io::{self, PipeWriter, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// Ombra's own failures.
+pub(crate) const FAILED: u8 = 125;
+/// Ctrl-A X while a command runs, which then has no status: as if interrupted.
+const QUIT: u8 = 128 + SIGINT as u8;
+/// How long a machine may take to stop before the process goes anyway.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Runs a guest and says with which status to end.
+///
+/// # Errors
+/// Ombra's own failures.
+pub(crate) fn run(flags: &Run) -> Result<u8> {
+    let interactive = terminal::is_interactive();
+    let mode = plan(flags, interactive);
+    let kernel = match &flags.kernel {
+        Some(kernel) => kernel.clone(),
+        None => find::kernel()?,
+    };
+    let log = Log::default();
+    let control = Control::default();
+    let (streams, inputs) = connect(flags, mode, &log, &control)?;
+    let config = MachineConfig {
+        memory: flags.memory.0,
+        cpus: flags.cpus,
+        boot: BootConfig {
+            cmdline: cmdline(flags, mode, &kernel),
+            initramfs: initramfs(flags, mode)?,
+            kernel,
+        },
+        serial: ports(flags, mode),
+        // A command's guest that panics reboots, and that is its end.
+        no_reboot: flags.no_reboot || mode.is_some(),
+        test_devices: flags.test_devices,
+    };
+    tracing::info!(kernel = %config.boot.kernel.display(), cmdline = config.boot.cmdline, "booting");
+    let machine = Machine::new(config, streams, |setup| match flags.engine {
+        // The interpreter is the only engine so far, so it is the best.
+        Engine::Auto | Engine::Interpreter => {
+            Ok(Arc::new(interpreter::Interpreter::new(setup)?) as Arc<dyn engine::Engine>)
+        }
+    })?;
+    let stopper = Stopper { handle: machine.handle(), reason: Arc::default() };
+    let console = flags.serial == Serial::Stdio;
+    let raw = if interactive && console {
+        Some(terminal::Raw::enter().context("the terminal can't be made raw")?)
+    } else {
+        None
+    };
+    stopper.watch_signals(inputs.init.clone())?;
+    if let Some(port) = inputs.stdin {
+        let keys = raw.is_some();
+        let init = inputs.init.filter(|_| mode != Some(Mode::Shell)).map(|lines| (control.clone(), lines));
+        let stopper = stopper.clone();
+        thread::Builder::new()
+            .name("ombra-stdin".to_owned())
+            .spawn(move || forward(Forward { port, init, keys }, || stopper.stop(Reason::Quit)))
+            .context("the host refuses a thread")?;
+    }
+    let outcome = machine.run();
+    drop(raw);
+    Ok(match status(flags, mode, outcome.context("the machine failed")?, &stopper, &control) {
+        Ok(status) => status,
+        Err(problem) => {
+            if mode.is_some_and(|mode| mode != Mode::Shell) && !flags.verbose {
+                eprint!("{}", log.tail());
+            }
+            eprintln!("ombra: {problem}");
+            FAILED
+        }
+    })
+}
+
+/// What runs in an initramfs of ours; `None` for a kernel that brings its own, or none.
+fn plan(flags: &Run, interactive: bool) -> Option<Mode> {
+    if !flags.command.is_empty() {
+        Some(if interactive { Mode::Terminal } else { Mode::Command })
+    } else if flags.kernel.is_none() && flags.initramfs.is_none() {
+        Some(Mode::Shell)
+    } else {
+        None
+    }
+}
+
+fn cmdline(flags: &Run, mode: Option<Mode>, kernel: &Path) -> String {
+    let given = flags.cmdline.join(" ");
+    let ours = match mode {
+        // A panic is the end. Four serial ports are Debian's default, but not everybody's.
+        Some(Mode::Command | Mode::Terminal) => "console=ttyS0 panic=-1 8250.nr_uarts=4",
+        Some(Mode::Shell) => "console=ttyS0 8250.nr_uarts=4",
+        None if !flags.cmdline.is_empty() || !find::takes_linux_arguments(kernel) => "",
+        None => "console=ttyS0",
+    };
+    [ours, &given].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+fn initramfs(flags: &Run, mode: Option<Mode>) -> Result<Option<Initramfs>> {
+    let Some(mode) = mode else { return Ok(flags.initramfs.clone().map(Initramfs::File)) };
+    let shell = ["sh".to_owned(), "-l".to_owned()];
+    let term = std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned());
+    let archive = initramfs::build(&Contents {
+        mode,
+        arguments: if mode == Mode::Shell { &shell } else { &flags.command },
+        environment: &[format!("TERM={term}"), "PS1=ombra:\\w# ".to_owned()],
+        size: terminal::size(),
+        busybox: &find::busybox()?,
+    })
+    .context("can't build the guest's initramfs")?;
+    Ok(Some(Initramfs::Bytes(archive)))
+}
+
+fn ports(flags: &Run, mode: Option<Mode>) -> [Option<SerialConfig>; 4] {
+    let stream = || Some(SerialConfig::Stream);
+    let first = match &flags.serial {
+        Serial::Stdio => SerialConfig::Stream,
+        Serial::File(path) => SerialConfig::File(path.clone()),
+        Serial::Null => SerialConfig::Null,
+    };
+    match mode {
+        None => [Some(first), None, None, None],
+        Some(Mode::Shell) => [Some(first), None, None, stream()],
+        Some(Mode::Command | Mode::Terminal) => [stream(), stream(), stream(), stream()],
+    }
+}
+
+/// Our ends of the pipes into the guest.
+struct Inputs {
+    /// The port that stdin goes to.
+    stdin: Option<PipeWriter>,
+    /// COM4, where the guest's init listens.
+    init: Option<Arc<Mutex<PipeWriter>>>,
+}
+
+fn connect(flags: &Run, mode: Option<Mode>, log: &Log, control: &Control) -> Result<(Streams, Inputs)> {
+    let pipe = || io::pipe().context("the host refuses a pipe");
+    let mut streams = Streams::default();
+    let mut inputs = Inputs { stdin: None, init: None };
+    let uses_stdio = match mode {
+        Some(Mode::Command | Mode::Terminal) => true,
+        _ => flags.serial == Serial::Stdio,
+    };
+    if uses_stdio {
+        let (reader, writer) = pipe()?;
+        inputs.stdin = Some(writer);
+        let port = if matches!(mode, Some(Mode::Command | Mode::Terminal)) { 1 } else { 0 };
+        streams.serial[port] =
+            Some(Stream { output: Box::new(io::stdout()), input: Some(Box::new(Piped(reader))) });
+    }
+    if matches!(mode, Some(Mode::Command | Mode::Terminal)) {
+        let show = flags.verbose;
+        streams.serial[0] =
+            Some(Stream { output: Box::new(LogWriter { log: log.clone(), show }), input: None });
+        streams.serial[2] = Some(Stream { output: Box::new(io::stderr()), input: None });
+    }
+    if mode.is_some() {
+        let (reader, writer) = pipe()?;
+        inputs.init = Some(Arc::new(Mutex::new(writer)));
+        let output = Box::new(ControlWriter::new(control.clone()));
+        streams.serial[3] = Some(Stream { output, input: Some(Box::new(Piped(reader))) });
+    }
+    Ok((streams, inputs))
+}
+
+/// The exit status, or why there is none.
+fn status(
+    flags: &Run,
+    mode: Option<Mode>,
+    outcome: Outcome,
+    stopper: &Stopper,
+    control: &Control,
+) -> Result<u8, String> {
+    let has_command = mode.is_some_and(|mode| mode != Mode::Shell);
+    match outcome {
+        Outcome::Stopped => Ok(match stopper.reason() {
+            Some(Reason::Signal(signal)) => 128 + signal,
+            Some(Reason::Quit) | None if has_command => QUIT,
+            Some(Reason::Quit) | None => 0,
+        }),
+        Outcome::TestExit(code) => Ok(code),
+        Outcome::Shutdown { vcpu, state } => Err(format!("triple fault on vCPU {vcpu}; its state:\n{state}")),
+        Outcome::PowerOff | Outcome::Reset if has_command => control.status().ok_or_else(|| {
+            let command = flags.command.join(" ");
+            format!("the guest ended before `{command}` did; above is the end of its kernel's log")
+        }),
+        Outcome::PowerOff | Outcome::Reset => Ok(0),
+    }
+}
+
+/// Why we stopped the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Reason {
+    Signal(u8),
+    Quit,
+}
+
+/// Stops the machine from other threads and remembers why.
+#[derive(Clone)]
+struct Stopper {
+    handle: machine::Handle,
+    reason: Arc<Mutex<Option<Reason>>>,
+}
+
+impl Stopper {
+    fn reason(&self) -> Option<Reason> {
+        *self.reason.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first reason counts.
+    fn stop(&self, reason: Reason) {
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        self.handle.stop();
+        // Whatever holds the machine up, the terminal comes back.
+        thread::spawn(move || {
+            thread::sleep(STOP_PATIENCE);
+            terminal::restore();
+            std::process::exit(match reason {
+                Reason::Signal(signal) => i32::from(128 + signal),
+                Reason::Quit => i32::from(QUIT),
+            });
+        });
+    }
+
+    fn watch_signals(&self, init: Option<Arc<Mutex<PipeWriter>>>) -> Result<()> {
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH, SIGCONT])
+            .context("signals can't be watched")?;
+        let stopper = self.clone();
+        thread::Builder::new()
+            .name("ombra-signals".to_owned())
+            .spawn(move || {
+                for signal in signals.forever() {
+                    match signal {
+                        SIGCONT => terminal::enforce(),
+                        SIGWINCH => {
+                            if let (Some((rows, columns)), Some(init)) = (terminal::size(), &init) {
+                                let mut init = init.lock().unwrap_or_else(PoisonError::into_inner);
+                                let _ = writeln!(init, "size {rows} {columns}");
+                            }
+                        }
+                        signal => stopper.stop(Reason::Signal(signal as u8)),
+                    }
+                }
+            })
+            .context("the host refuses a thread")?;
+        Ok(())
+    }
+}

@@ -1,0 +1,137 @@
+//! `cargo xtask`: what the Makefile and CI call. `check`, `layers`, `guests`, `test`, `bench`, `fuzz`.
+//!
+//! Plain std: every subcommand is a few processes run in order. One thread. Everything that is downloaded goes to the
+//! checkout's `cache/`, nothing is installed on the host.
+
+mod bench;
+mod guests;
+mod layers;
+
+use anyhow::{Context, Result, bail};
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  check                 rustfmt, clippy with warnings denied, the layers of the workspace
+  layers                only the layers: which crate may import which
+  guests [--for run]    fetches guest kernels and busybox into cache/ (with `--for run`: what `make run` needs)
+  test                  builds the release binary, fetches the guests, runs all tests
+  bench [--runs N]      boot time and integer loop, Ombra against qemu-system-x86_64 (TCG) where that is installed
+  fuzz oracle [N]       N random cases (default 5000000) on the host CPU against the interpreter
+  fuzz TARGET [SECONDS] a cargo-fuzz target of fuzz/ (default 600 seconds); needs cargo-fuzz and a nightly toolchain
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["check"] => check(),
+        ["layers"] => layers::check(&root()),
+        ["guests"] => guests::fetch(&root(), guests::For::Everything),
+        ["guests", "--for", "run"] => guests::fetch(&root(), guests::For::Run),
+        ["test"] => test(),
+        ["bench"] => bench::run(&root(), 5),
+        ["bench", "--runs", runs] => match runs.parse() {
+            Ok(runs) if runs > 0 => bench::run(&root(), runs),
+            _ => Err(anyhow::anyhow!("--runs wants a number from 1, not `{runs}`")),
+        },
+        ["fuzz", rest @ ..] => fuzz(rest),
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The checkout.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies one below the checkout").to_path_buf()
+}
+
+fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Runs a command, its output going to ours, and fails where it fails.
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("can't start {:?}", command.get_program()))?;
+    if !status.success() {
+        bail!("{:?} {:?} failed: {status}", command.get_program(), command.get_args().collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
+/// The release binary; builds it first.
+fn release_binary() -> Result<PathBuf> {
+    run(cargo().args(["build", "--release", "--package", "ombra"]))?;
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    Ok(root().join(target).join("release/ombra"))
+}
+
+fn check() -> Result<()> {
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    // No package of the workspace: bin/ombra's build script hands it to rustc.
+    run(Command::new("rustfmt")
+        .args(["--edition", "2024", "--check", "guests/init/src/main.rs"])
+        .current_dir(root()))?;
+    run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
+    layers::check(&root())
+}
+
+fn test() -> Result<()> {
+    if let Err(error) = guests::fetch(&root(), guests::For::Everything) {
+        // A guest that is missing makes its test say "skipped"; everything else still runs.
+        eprintln!("xtask: not all guests could be fetched, their tests will be skipped: {error:#}");
+    }
+    let binary = release_binary()?;
+    let has_nextest =
+        cargo().args(["nextest", "--version"]).output().is_ok_and(|output| output.status.success());
+    let mut command = cargo();
+    if has_nextest {
+        command.args(["nextest", "run", "--workspace", "--no-fail-fast"]);
+    } else {
+        command.args(["test", "--workspace", "--no-fail-fast"]);
+    }
+    run(command.env("OMBRA_BIN", binary).env("OMBRA_CACHE", guests::cache(&root())))
+}
+
+fn fuzz(words: &[&str]) -> Result<()> {
+    match words {
+        ["oracle"] => fuzz_oracle("5000000"),
+        ["oracle", cases] => fuzz_oracle(cases),
+        [target] => fuzz_target(target, "600"),
+        [target, seconds] => fuzz_target(target, seconds),
+        _ => bail!("fuzz wants `oracle [CASES]` or a target of fuzz/ and optionally seconds"),
+    }
+}
+
+fn fuzz_oracle(cases: &str) -> Result<()> {
+    if cases.parse::<u64>().is_err() {
+        bail!("`{cases}` isn't a number of cases");
+    }
+    run(cargo()
+        .args(["test", "--release", "--package", "conformance", "--test", "oracle", "--", "--nocapture"])
+        .env("ORACLE_CASES", cases))
+}
+
+fn fuzz_target(target: &str, seconds: &str) -> Result<()> {
+    if seconds.parse::<u64>().is_err() {
+        bail!("`{seconds}` isn't a number of seconds");
+    }
+    if !root().join("fuzz/Cargo.toml").exists() {
+        bail!("there is no fuzz/ in this checkout yet");
+    }
+    run(cargo().args(["+nightly", "fuzz", "run", target, "--", &format!("-max_total_time={seconds}")]))
+}
