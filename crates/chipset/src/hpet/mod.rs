@@ -57,7 +57,7 @@ impl Timer {
     fn settle(&mut self, count: u64) -> bool {
         let Some(due) = self.due.filter(|due| *due <= count) else { return false };
         if self.config.contains(Config::PERIODIC) && self.period != 0 {
-            let periods = (count - due) / self.period + 1;
+            let periods = ((count - due) / self.period).saturating_add(1);
             let passed = self.period.checked_mul(periods);
             self.due = passed.and_then(|passed| due.checked_add(passed));
             self.comparator = self.comparator.wrapping_add(self.period.wrapping_mul(periods)) & self.mask();

@@ -26,8 +26,8 @@ pub const MECHANISM_1: WindowId = WindowId(0);
 pub const ECAM: WindowId = WindowId(1);
 /// Where a PC has the ports.
 pub const PORTS: [(RangeInclusive<u64>, WindowId); 1] = [(0xcf8..=0xcff, MECHANISM_1)];
-/// Bus 0's memory-mapped window, as the machine's tables tell.
-pub const MMIO: [(RangeInclusive<u64>, WindowId); 1] = [(0xe000_0000..=0xe00f_ffff, ECAM)];
+/// A place for the memory-mapped window, 1 MiB for each of 256 buses (all but the first of which are empty).
+pub const MMIO: [(RangeInclusive<u64>, WindowId); 1] = [(0xe000_0000..=0xefff_ffff, ECAM)];
 
 /// One function's configuration registers. `data` is 1, 2 or 4 bytes (or 8 through ECAM), aligned to its size.
 pub trait PciFunction: Send {
