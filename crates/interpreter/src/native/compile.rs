@@ -410,12 +410,16 @@ pub(super) fn is_x87(instruction: &Instruction) -> bool {
 
 /// Whether MXCSR may matter. Integer and move instructions never look at it; for the rest the answer may be a needless yes.
 fn uses_mxcsr(instruction: &Instruction, fpu: Fpu, vectors: bool) -> bool {
-    if fpu == Fpu::X87 || !vectors {
+    if fpu == Fpu::X87 {
         return false;
     }
     let name = format!("{:?}", instruction.mnemonic());
     let name =
         name.strip_prefix('V').or_else(|| name.strip_prefix('v')).unwrap_or(&name).to_ascii_lowercase();
+    if !vectors {
+        // Conversions from memory to a general or MMX register.
+        return name.starts_with("cvt");
+    }
     const NEVER: &[&str] = &[
         "p",
         "mov",

@@ -108,7 +108,9 @@ fn alignment(instruction: &Instruction, size: u8) -> u8 {
         | M::Movdqu
         | M::Lddqu
         | M::Pcmpestri
+        | M::Pcmpestri64
         | M::Pcmpestrm
+        | M::Pcmpestrm64
         | M::Pcmpistri
         | M::Pcmpistrm => 1,
         M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovdqa32 | M::Vmovdqa64 => size,

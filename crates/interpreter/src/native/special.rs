@@ -323,7 +323,13 @@ fn masked_move<C: NativeContext>(instruction: &Instruction, context: &mut C) -> 
     let operands = instruction.op_count();
     let (source, mask) = (instruction.op_register(operands - 2), instruction.op_register(operands - 1));
     let segment = instruction.memory_segment();
-    let address = context.operand_address();
+    let mask_of_address = match instruction.op0_kind() {
+        iced_x86::OpKind::MemorySegDI => 0xffff,
+        iced_x86::OpKind::MemorySegEDI => 0xffff_ffff,
+        _ => u64::MAX,
+    };
+    // The operand is implicit: no ModRM byte says where it is.
+    let address = context.registers().0[x86::state::gpr::RDI] & mask_of_address;
     let mmx = instruction.mnemonic() == M::Maskmovq;
     if mmx && x87::pending(context.registers().1) {
         return Err(NativeFault::X87);

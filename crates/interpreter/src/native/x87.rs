@@ -115,6 +115,7 @@ pub(super) fn load_environment(state: &mut VectorState, image: &[u8], wide: bool
         let low = u32::from(u16::from_le_bytes([image[at], image[at + 1]]));
         if wide { low | u32::from(u16::from_le_bytes([image[at + 2], image[at + 3]])) << 16 } else { low }
     };
+    let before = fsw(state);
     let (control, status, tags) = (field(0) as u16, field(1) as u16, field(2) as u16);
     let (fip, opcode, fdp) = match (wide, protected) {
         (true, true) => (field(3), (field(4) >> 16) as u16, field(5)),
@@ -131,7 +132,14 @@ pub(super) fn load_environment(state: &mut VectorState, image: &[u8], wide: bool
     put(state, 6, &(opcode & 0x7ff).to_le_bytes());
     put(state, 8, &u64::from(fip).to_le_bytes());
     put(state, 16, &u64::from(fdp).to_le_bytes());
+    rotate(state, before);
     normalize(state);
+}
+
+/// Renames the registers after a change of TOP: they stay where they are, and ST(i) counts from the new top.
+fn rotate(state: &mut VectorState, before: u16) {
+    let moved = usize::from((fsw(state) >> 11).wrapping_sub(before >> 11) & 7);
+    state.x87[ST0..ST0 + 128].rotate_left(16 * moved);
 }
 
 /// What FNSTENV does besides: masks every exception.
@@ -143,8 +151,10 @@ pub(super) fn mask_all(state: &mut VectorState) {
 
 /// FNINIT.
 pub(super) fn initialize(state: &mut VectorState) {
+    let before = fsw(state);
     put(state, 0, &[0; 24]);
     put(state, 0, &x86::state::FCW_INIT.to_le_bytes());
+    rotate(state, before);
 }
 
 /// The eight registers as FNSAVE stores them.
