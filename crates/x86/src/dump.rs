@@ -4,7 +4,8 @@ use crate::CpuState;
 use std::fmt;
 
 const NAMES: [&str; 16] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15",
 ];
 const SEGMENTS: [&str; 6] = ["es", "cs", "ss", "ds", "fs", "gs"];
 
@@ -23,10 +24,7 @@ impl fmt::Display for CpuState {
             writeln!(
                 f,
                 "{name:<3} {:04x}  base {:016x}  limit {:08x}  attributes {:04x}",
-                segment.selector.0,
-                segment.base,
-                segment.limit,
-                segment.attributes.0
+                segment.selector.0, segment.base, segment.limit, segment.attributes.0
             )?;
         }
         writeln!(f, "gdt base {:016x}  limit {:04x}", self.gdtr.base, self.gdtr.limit)?;
