@@ -185,6 +185,8 @@ pub struct CpuState {
     pub tsc_aux: u64,
     /// IA32_XSS.
     pub xss: u64,
+    /// IA32_SPEC_CTRL.
+    pub spec_ctrl: u64,
     /// Guest TSC = host TSC + this, wrapping.
     pub tsc_offset: u64,
     /// IA32_TSC_ADJUST.
@@ -247,6 +249,7 @@ impl Default for CpuState {
             pat: PAT_RESET,
             tsc_aux: 0,
             xss: 0,
+            spec_ctrl: 0,
             tsc_offset: 0,
             tsc_adjust: 0,
             sti_shadow: false,

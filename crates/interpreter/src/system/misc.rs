@@ -1,0 +1,136 @@
+//! The rest: HLT and MWAIT, time-stamp and performance counters, and instructions that do nothing here.
+
+use super::Output;
+use crate::cpu::{Cpu, Step, special};
+use crate::op::Op;
+use engine::Platform;
+use x86::control::cr4;
+use x86::state::Activity;
+use x86::{Exception, msr};
+
+/// Nothing: NOP, PAUSE, ENDBR, fences, prefetches, hints.
+pub(super) fn nothing(_: &mut Cpu, _: &Op, _: &mut dyn Platform) -> Step {
+    Ok(())
+}
+
+/// CLFLUSH, CLFLUSHOPT, CLWB: there is no cache, but the address is checked as a read's is.
+pub(super) fn flush_line(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
+    let offset = cpu.effective_address(op);
+    cpu.place_for_read(op.segment, offset, 1, io)?;
+    Ok(())
+}
+
+/// UD0, UD1, UD2, and what this CPU doesn't offer.
+pub(super) fn undefined(_: &mut Cpu, _: &Op, _: &mut dyn Platform) -> Step {
+    Err(Exception::UD.into())
+}
+
+/// HLT.
+pub(super) fn hlt(cpu: &mut Cpu, op: &Op, _: &mut dyn Platform) -> Step {
+    cpu.require_cpl0()?;
+    cpu.halt(op);
+    Ok(())
+}
+
+impl Cpu {
+    fn halt(&mut self, op: &Op) {
+        self.state.activity = Activity::Halted;
+        if op.ends_in_branch {
+            self.rip = self.next_rip(op);
+        }
+        self.update_mode();
+        self.special |= special::RECHECK;
+    }
+
+    fn require_monitor(&self) -> Step {
+        let there = self.offers(1, 0, Output::Ecx, 3);
+        if there && self.cpl() == 0 { Ok(()) } else { Err(Exception::UD.into()) }
+    }
+}
+
+/// MONITOR: the address is checked and forgotten; MWAIT may wake for no reason (SDM 2B MWAIT).
+pub(super) fn monitor(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
+    cpu.require_monitor()?;
+    if cpu.regs[1] as u32 != 0 {
+        return Err(Exception::GP0.into());
+    }
+    let mask = match op.instruction().op0_register().size() {
+        2 => 0xffff,
+        4 => 0xffff_ffff,
+        _ => u64::MAX,
+    };
+    let offset = cpu.regs[0] & mask;
+    let segment = crate::op::segment_slot(match op.instruction().segment_prefix() {
+        iced_x86::Register::None => iced_x86::Register::DS,
+        prefix => prefix,
+    });
+    cpu.read::<u8>(segment, offset, io)?;
+    Ok(())
+}
+
+/// MWAIT: returns at once. A store to the monitored line isn't seen, so that sleeping could last too long.
+pub(super) fn mwait(cpu: &mut Cpu, op: &Op, _: &mut dyn Platform) -> Step {
+    cpu.require_monitor()?;
+    if cpu.regs[1] as u32 > 1 {
+        return Err(Exception::GP0.into());
+    }
+    if op.ends_in_branch {
+        cpu.rip = cpu.next_rip(op);
+    }
+    std::hint::spin_loop();
+    Ok(())
+}
+
+impl Cpu {
+    fn require_tsc(&self) -> Step {
+        let denied = self.state.cr4 & cr4::TSD != 0 && self.cpl() != 0;
+        if denied { Err(Exception::GP0.into()) } else { Ok(()) }
+    }
+}
+
+/// RDTSC.
+pub(super) fn rdtsc(cpu: &mut Cpu, _: &Op, _: &mut dyn Platform) -> Step {
+    cpu.require_tsc()?;
+    let tsc = cpu.tsc();
+    cpu.set_edx_eax(tsc);
+    Ok(())
+}
+
+/// RDTSCP.
+pub(super) fn rdtscp(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
+    if !cpu.offers(0x8000_0001, 0, Output::Edx, 27) {
+        return Err(Exception::UD.into());
+    }
+    rdtsc(cpu, op, io)?;
+    cpu.regs[1] = cpu.state.tsc_aux & 0xffff_ffff;
+    Ok(())
+}
+
+/// RDPID.
+pub(super) fn rdpid(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
+    if !cpu.offers(7, 0, Output::Ecx, 22) {
+        return Err(Exception::UD.into());
+    }
+    cpu.set_operand(op, 0, cpu.state.tsc_aux, io)
+}
+
+/// RDPMC: the counters are the platform's MSRs, from IA32_PMC0 up.
+pub(super) fn rdpmc(cpu: &mut Cpu, _: &Op, io: &mut dyn Platform) -> Step {
+    const PMC0: u32 = 0xc1;
+    if cpu.cpl() != 0 && cpu.state.cr4 & cr4::PCE == 0 {
+        return Err(Exception::GP0.into());
+    }
+    let index = cpu.regs[1] as u32;
+    if index > 7 {
+        return Err(Exception::GP0.into());
+    }
+    debug_assert!(PMC0 + index < msr::MTRR_CAP);
+    let value = io.rdmsr(PMC0 + index).map_err(|_| crate::cpu::Stop::from(Exception::GP0))?;
+    cpu.set_edx_eax(value);
+    Ok(())
+}
+
+/// SERIALIZE.
+pub(super) fn serialize(cpu: &mut Cpu, _: &Op, _: &mut dyn Platform) -> Step {
+    if cpu.offers(7, 0, Output::Edx, 14) { Ok(()) } else { Err(Exception::UD.into()) }
+}
