@@ -1,0 +1,182 @@
+//! Decoded code, cached by physical address.
+//!
+//! A block is a run of instructions on one page, up to the first that may change control flow or mode. The cache is private to
+//! a vCPU. A block stays valid while its page's generation is the one it was made under (see `memory`); when it isn't, the
+//! bytes decide: unchanged, the block lives on under the new generation; changed, it is decoded again. So code that shares
+//! a page, even a granule, with data costs a comparison, not a decoding.
+//!
+//! A block of one instruction that runs over the end of its page depends on a second page, which the main loop looks up again
+//! each time, since another address space may continue elsewhere.
+
+use crate::cpu::CodeSize;
+use crate::op::Op;
+use memory::{GuestMemory, RamOffset};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// Most instructions in a block.
+pub(crate) const MAX_OPS: usize = 32;
+/// Blocks kept before everything is dropped and built anew: about 100 MiB at the most.
+const MAX_BLOCKS: usize = 1 << 16;
+/// Direct-mapped look-up by linear address.
+const LOOKUPS: usize = 1 << 13;
+
+/// What identifies a block: where its first byte lies and how it was decoded.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Key {
+    pub(crate) at: RamOffset,
+    pub(crate) size: CodeSize,
+}
+
+/// A run of decoded instructions.
+pub(crate) struct Block {
+    pub(crate) key: Key,
+    pub(crate) ops: Vec<Op>,
+    /// The code bytes, `bytes.len()` = length of the block.
+    pub(crate) bytes: Vec<u8>,
+    /// Generation of the page that the block is good for.
+    pub(crate) generation: u32,
+    /// For a block that runs over the end of its page: the second page's first byte and its generation.
+    pub(crate) second: Option<(RamOffset, u32)>,
+}
+
+impl Block {
+    /// How many of the bytes are on the first page.
+    pub(crate) fn on_first(&self) -> usize {
+        let left = (x86::address::PAGE_SIZE - self.key.at.offset_in_page()) as usize;
+        self.bytes.len().min(left)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Lookup {
+    rip: u64,
+    /// Epoch of the TLB, code size and privilege that the entry holds for.
+    context: u64,
+    block: u32,
+}
+
+/// Number of a block in the cache. Invalid after [`Blocks::clear`].
+pub(crate) type BlockIndex = u32;
+
+pub(crate) struct Blocks {
+    blocks: Vec<Block>,
+    by_key: HashMap<Key, BlockIndex, BuildHasherDefault<KeyHasher>>,
+    lookups: Box<[Lookup]>,
+    /// Blocks decoded since creation.
+    pub(crate) decoded: u64,
+}
+
+impl Blocks {
+    pub(crate) fn new() -> Self {
+        let none = Lookup { rip: 0, context: u64::MAX, block: 0 };
+        Self {
+            blocks: Vec::new(),
+            by_key: HashMap::default(),
+            lookups: vec![none; LOOKUPS].into_boxed_slice(),
+            decoded: 0,
+        }
+    }
+
+    /// The block last found at this linear address in this context, if its translation still stands.
+    #[inline(always)]
+    pub(crate) fn lookup(&self, rip: u64, context: u64) -> Option<BlockIndex> {
+        let entry = &self.lookups[slot(rip)];
+        (entry.rip == rip && entry.context == context).then_some(entry.block)
+    }
+
+    pub(crate) fn remember(&mut self, rip: u64, context: u64, block: BlockIndex) {
+        self.lookups[slot(rip)] = Lookup { rip, context, block };
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(&self, index: BlockIndex) -> &Block {
+        &self.blocks[index as usize]
+    }
+
+    pub(crate) fn find(&self, key: Key) -> Option<BlockIndex> {
+        self.by_key.get(&key).copied()
+    }
+
+    /// Adds a block, in the place of one with the same key where there is one.
+    pub(crate) fn insert(&mut self, block: Block) -> BlockIndex {
+        self.decoded += 1;
+        if let Some(&index) = self.by_key.get(&block.key) {
+            self.blocks[index as usize] = block;
+            return index;
+        }
+        if self.blocks.len() >= MAX_BLOCKS {
+            self.clear();
+        }
+        let index = self.blocks.len() as BlockIndex;
+        self.by_key.insert(block.key, index);
+        self.blocks.push(block);
+        index
+    }
+
+    /// Drops everything.
+    pub(crate) fn clear(&mut self) {
+        self.blocks.clear();
+        self.by_key.clear();
+        for entry in &mut self.lookups {
+            entry.context = u64::MAX;
+        }
+    }
+
+    /// Whether the block still says what memory says; revives one whose bytes are unchanged.
+    #[inline(always)]
+    pub(crate) fn is_current(&mut self, index: BlockIndex, memory: &GuestMemory) -> bool {
+        let block = &self.blocks[index as usize];
+        memory.generation(block.key.at) == block.generation && block.second.is_none() || self.revive(index, memory)
+    }
+
+    #[cold]
+    fn revive(&mut self, index: BlockIndex, memory: &GuestMemory) -> bool {
+        let block = &mut self.blocks[index as usize];
+        let generation = memory.generation(block.key.at);
+        let second = block.second.map(|(page, _)| (page, memory.generation(page)));
+        if generation == block.generation && second == block.second {
+            return true;
+        }
+        let on_first = block.on_first();
+        let mut now = [0; 512];
+        let Some(now) = now.get_mut(..block.bytes.len()) else { return false };
+        let (head, tail) = now.split_at_mut(on_first);
+        memory.load_bytes(block.key.at, head);
+        if let Some((page, _)) = second {
+            memory.load_bytes(page, tail);
+        }
+        if *now != *block.bytes {
+            return false;
+        }
+        block.generation = generation;
+        block.second = second;
+        true
+    }
+}
+
+#[inline(always)]
+fn slot(rip: u64) -> usize {
+    (rip ^ rip >> 13) as usize % LOOKUPS
+}
+
+/// A hasher for [`Key`]: one multiplication. Keys come from a guest that can only slow itself down.
+#[derive(Default)]
+pub(crate) struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(byte.into());
+        }
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn write_isize(&mut self, value: isize) {
+        self.write_u64(value as u64);
+    }
+}

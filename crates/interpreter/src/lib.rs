@@ -1,0 +1,39 @@
+//! The reference CPU engine: decode, walk page tables, execute one instruction.
+//!
+//! Runs every mode of the architecture (real, virtual-8086, protected, compatibility, long) and every instruction that the
+//! machine's CPUID offers. Other engines are judged by it and fall back on it; it knows none of them. It is written to
+//! be right first, but a Linux kernel has to boot on it in seconds, so decoded code is cached in blocks.
+//!
+//! | module | what |
+//! |---|---|
+//! | `vcpu` | the engine contract |
+//! | `run` | the main loop: events, blocks, careful single steps |
+//! | `decode`, `blocks`, `op` | bytes to blocks of ops, their cache, the form of an op |
+//! | `cpu` | registers and what follows from them |
+//! | `access`, `tlb`, `walk` | memory: segments, TLB, page walks |
+//! | `flags`, `width` | lazy arithmetic flags, operand widths |
+//! | `integer`, `string` | integer instructions by family |
+//! | `system` | control registers, segments, gates, tasks, exceptions, MSRs, CPUID |
+//! | `vector`, `native` | x87, MMX, SSE, AVX, AVX-512: the instruction itself, run on the host against a bounce buffer |
+//!
+//! Threads: a vCPU belongs to one thread at a time. The only lock is the one for `LOCK`ed accesses that cross a page
+//! (`access.rs`), a leaf.
+
+mod access;
+mod blocks;
+mod cpu;
+mod decode;
+mod flags;
+mod integer;
+pub mod native;
+mod op;
+mod run;
+mod string;
+mod system;
+mod tlb;
+mod vcpu;
+mod vector;
+mod walk;
+mod width;
+
+pub use vcpu::Interpreter;

@@ -1,0 +1,74 @@
+//! The engine and its vCPUs: [`engine::Engine`] and [`engine::Vcpu`] for the interpreter.
+
+use crate::blocks::Blocks;
+use crate::cpu::Cpu;
+use engine::{Budget, Caps, Engine, EngineError, Exit, Groups, Kicker, Platform, Setup, Vcpu, VcpuId};
+use x86::CpuState;
+use x86::state::Activity;
+
+/// The reference engine: decodes and executes one instruction after the other, in every mode of the architecture.
+pub struct Interpreter {
+    setup: Setup,
+}
+
+impl Interpreter {
+    /// An engine for one machine.
+    ///
+    /// # Errors
+    /// None so far; other engines need host features here.
+    pub fn new(setup: Setup) -> Result<Self, EngineError> {
+        Ok(Self { setup })
+    }
+}
+
+impl Engine for Interpreter {
+    fn caps(&self) -> Caps {
+        Caps { name: "interpreter", exact_budget: true, max_vcpus: 64 }
+    }
+
+    fn create_vcpu(&self, id: VcpuId) -> Result<Box<dyn Vcpu>, EngineError> {
+        let mut cpu = Cpu::new(id, self.setup.clone())?;
+        if id.0 != 0 {
+            cpu.state.activity = Activity::WaitForStartup;
+            cpu.update_mode();
+        }
+        Ok(Box::new(InterpretedVcpu { cpu, blocks: Blocks::new(), borrowed: false }))
+    }
+}
+
+/// One interpreted vCPU.
+pub(crate) struct InterpretedVcpu {
+    pub(crate) cpu: Cpu,
+    pub(crate) blocks: Blocks,
+    /// The state has been lent out and may have been changed.
+    borrowed: bool,
+}
+
+impl Vcpu for InterpretedVcpu {
+    fn run(&mut self, budget: Budget, platform: &mut dyn Platform) -> Result<Exit, EngineError> {
+        if std::mem::take(&mut self.borrowed) {
+            self.cpu.adopt();
+        }
+        let limit = match budget {
+            Budget::Unlimited => u64::MAX,
+            Budget::Instructions(count) => count,
+        };
+        Ok(self.execute(limit, platform))
+    }
+
+    fn state(&mut self, _groups: Groups) -> Result<&mut CpuState, EngineError> {
+        if !self.borrowed {
+            self.cpu.publish();
+            self.borrowed = true;
+        }
+        Ok(&mut self.cpu.state)
+    }
+
+    fn kicker(&self) -> Kicker {
+        self.cpu.kicker.clone()
+    }
+
+    fn instructions(&self) -> u64 {
+        self.cpu.instructions
+    }
+}
