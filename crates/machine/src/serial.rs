@@ -1,0 +1,170 @@
+//! Serial ports: where the UART meets the host's streams.
+//!
+//! [`attach`] builds COM1 to COM4 as configured. Output goes into a queue with a writer thread of its own (see
+//! [`streams`](crate::streams)). Input is read by the event loop into a small buffer and from there given to the UART as it has
+//! room; what the caller's [`Input`] keeps for itself (an escape key) is seen even if the guest has stopped reading.
+//!
+//! Lock order: a feed's lock before its UART's. The UART calls back with its own lock held, and that only sets a flag and
+//! wakes the loop.
+
+use crate::MachineError;
+use crate::acpi::COM_PORTS;
+use crate::board::Slot;
+use crate::events::{Events, Watch};
+use crate::streams::{Input, Output, Writer};
+use chipset::WindowId;
+use chipset::uart::{ByteSink, InputRoom, REGISTERS, Uart};
+use control::SerialConfig;
+use std::fs::File;
+use std::io::Write;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+/// Bytes that wait for the guest to read them; more stay with the host.
+const INPUT_LIMIT: usize = 4096;
+/// Registers of a UART.
+const PORTS: u16 = 8;
+
+/// Output that leads nowhere.
+struct Nowhere;
+
+impl ByteSink for Nowhere {
+    fn write(&mut self, _: &[u8]) {}
+}
+
+impl ByteSink for Output {
+    fn write(&mut self, bytes: &[u8]) {
+        self.push(bytes);
+    }
+}
+
+/// The UART's end of a feed.
+#[derive(Default)]
+struct Room {
+    is_there: AtomicBool,
+    events: OnceLock<Events>,
+}
+
+impl InputRoom for Room {
+    fn room(&self) {
+        self.is_there.store(true, Ordering::Release);
+        if let Some(events) = self.events.get() {
+            events.look_again();
+        }
+    }
+}
+
+struct Source {
+    input: Box<dyn Input>,
+    /// Read, but not yet taken by the UART.
+    waiting: Vec<u8>,
+    /// Nothing more will come.
+    ended: bool,
+}
+
+/// A source of input, as the event loop watches it.
+struct Feed {
+    fd: OwnedFd,
+    source: Mutex<Source>,
+    room: Arc<Room>,
+    uart: Weak<Mutex<Uart>>,
+}
+
+impl Feed {
+    fn source(&self) -> MutexGuard<'_, Source> {
+        self.source.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the UART what it has room for.
+    fn deliver(&self, source: &mut Source) {
+        if source.waiting.is_empty() {
+            return;
+        }
+        let Some(uart) = self.uart.upgrade() else { return };
+        let taken = uart.lock().unwrap_or_else(PoisonError::into_inner).receive(&source.waiting);
+        source.waiting.drain(..taken.min(source.waiting.len()));
+    }
+}
+
+impl Watch for Feed {
+    fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
+        let mut source = self.source();
+        if self.room.is_there.swap(false, Ordering::AcqRel) {
+            self.deliver(&mut source);
+        }
+        (!source.ended && source.waiting.len() < INPUT_LIMIT).then(|| self.fd.as_fd())
+    }
+
+    fn ready(&self) {
+        let mut source = self.source();
+        let Source { input, waiting, ended } = &mut *source;
+        match input.receive(waiting) {
+            Ok(true) => {}
+            Ok(false) => *ended = true,
+            Err(error) => {
+                tracing::warn!("serial input ends: {error}");
+                *ended = true;
+            }
+        }
+        self.deliver(&mut source);
+    }
+}
+
+/// COM1 to COM4.
+pub(crate) fn attach(slot: &mut Slot<'_>) -> Result<(), MachineError> {
+    for (index, place) in COM_PORTS.into_iter().enumerate() {
+        let Some(config) = &slot.parts.config.serial[index] else { continue };
+        let (output, input): (Box<dyn Write + Send>, _) = match config {
+            SerialConfig::Null => (Box::new(std::io::sink()), None),
+            SerialConfig::File(path) => (Box::new(create(index + 1, path)?), None),
+            SerialConfig::Stream => match slot.streams.serial[index].take() {
+                Some(stream) => (stream.output, stream.input),
+                None => (Box::new(std::io::sink()), None),
+            },
+        };
+        let sink: Box<dyn ByteSink> = if matches!(config, SerialConfig::Null) {
+            Box::new(Nowhere)
+        } else {
+            let control = Arc::clone(slot.parts.control);
+            let (writer, output) = Writer::start(index + 1, output, control)
+                .map_err(|source| MachineError::Host { what: "a thread", source })?;
+            slot.writers.push(writer);
+            slot.outputs.push(output.clone());
+            Box::new(output)
+        };
+        let room = Arc::new(Room::default());
+        let hears_of_room = input.is_some().then(|| -> Arc<dyn InputRoom> { room.clone() });
+        let uart = Arc::new(Mutex::new(Uart::new(slot.line(place.irq), sink, hears_of_room)));
+        let ports: RangeInclusive<u64> = u64::from(place.port)..=u64::from(place.port + PORTS - 1);
+        let places: [(_, WindowId); 1] = [(ports, REGISTERS)];
+        slot.on_ports(&uart, &places)?;
+        slot.keep(&uart);
+        if let Some(input) = input {
+            feed(slot.parts.events, &uart, room, input)?;
+        }
+    }
+    Ok(())
+}
+
+fn create(port: usize, path: &Path) -> Result<File, MachineError> {
+    File::create(path).map_err(|source| MachineError::SerialFile { port, file: path.to_owned(), source })
+}
+
+fn feed(
+    events: &Events,
+    uart: &Arc<Mutex<Uart>>,
+    room: Arc<Room>,
+    input: Box<dyn Input>,
+) -> Result<(), MachineError> {
+    let fd = input
+        .fd()
+        .try_clone_to_owned()
+        .map_err(|source| MachineError::Host { what: "a file descriptor for serial input", source })?;
+    let _ = room.events.set(events.clone());
+    let source = Mutex::new(Source { input, waiting: Vec::new(), ended: false });
+    events.watch(Arc::new(Feed { fd, source, room, uart: Arc::downgrade(uart) }));
+    Ok(())
+}
