@@ -30,7 +30,7 @@ pub(crate) enum Target {
 pub(crate) struct Place {
     first: Target,
     /// The part on the next page, and how many bytes are on the first.
-    second: Option<(Target, u8)>,
+    second: Option<(Target, u16)>,
 }
 
 impl Cpu {
@@ -188,7 +188,7 @@ impl Cpu {
             next &= 0xffff_ffff;
         }
         let second = self.target(next, intent, actor, io)?;
-        Ok(Place { first, second: Some((second, on_first as u8)) })
+        Ok(Place { first, second: Some((second, on_first as u16)) })
     }
 
     /// `#AC` where alignment checking is on (SDM 3A 6.15, interrupt 17).
