@@ -78,8 +78,29 @@ pub(crate) fn segment_slot(register: Register) -> u8 {
     }
 }
 
+/// The segment of the memory operand. 64-bit code ignores overrides other than FS and GS (SDM 2A 2.1.1): they don't turn
+/// the #GP of an address that isn't canonical into #SS, nor the other way round.
+fn memory_segment(instruction: &Instruction) -> u8 {
+    let ignored = instruction.code_size() == iced_x86::CodeSize::Code64
+        && !matches!(instruction.segment_prefix(), Register::None | Register::FS | Register::GS);
+    if !ignored {
+        return segment_slot(instruction.memory_segment());
+    }
+    let stack = matches!(instruction.memory_base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP);
+    segment_slot(if stack { Register::SS } else { Register::DS })
+}
+
 /// The address size of the memory operand, as a mask.
 pub(crate) fn address_mask(instruction: &Instruction) -> u64 {
+    // Implicit operands say it in their kind.
+    for number in 0..instruction.op_count() {
+        match instruction.op_kind(number) {
+            OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => return 0xffff,
+            OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => return 0xffff_ffff,
+            OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => return u64::MAX,
+            _ => {}
+        }
+    }
     let register = match (instruction.memory_base(), instruction.memory_index()) {
         (Register::None, index) => index,
         (base, _) => base,
@@ -208,7 +229,7 @@ pub(crate) fn describe(instruction: &Instruction, start: u16, run: Handler) -> O
         base,
         index,
         scale: instruction.memory_index_scale().trailing_zeros() as u8,
-        segment: segment_slot(instruction.memory_segment()),
+        segment: memory_segment(instruction),
         start,
         next,
         locked: instruction.has_lock_prefix(),

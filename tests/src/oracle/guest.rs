@@ -176,7 +176,7 @@ impl Guest {
             Exit::Budget | Exit::Kicked => ENDLESS,
         };
         let handler = state.rip.wrapping_sub(HANDLERS + 1);
-        if exit != Exit::Halted || handler >= 0x1000 || handler % 16 != 0 {
+        if exit != Exit::Halted || handler >= 0x1000 || !handler.is_multiple_of(16) {
             return;
         }
         outcome.vector = (handler / 16) as u32;
@@ -221,15 +221,15 @@ fn fill(memory: &GuestMemory) {
         entry(PD, at >> 21, table | open);
     }
     for page in 0..(DATA_LEN as u64 >> 12) {
-        entry(PT_DATA, page, DATA_FRAME + (page << 12) | open | pte::D | pte::XD);
+        entry(PT_DATA, page, (DATA_FRAME + (page << 12)) | open | pte::D | pte::XD);
     }
     let read_only = DATA_LEN as u64 >> 12;
-    entry(PT_DATA, read_only, DATA_FRAME + (read_only << 12) | used | pte::US | pte::XD);
+    entry(PT_DATA, read_only, (DATA_FRAME + (read_only << 12)) | used | pte::US | pte::XD);
     write(memory, DATA_FRAME + DATA_LEN as u64, &[READ_ONLY_FILL; 0x1000]);
     entry(PT_CODE, 0, CODE_FRAME | used | pte::US);
     write(memory, CODE_FRAME, &[0xcc; CODE_LEN]);
     for page in 0..5 {
-        entry(PT_SYSTEM, page, SYSTEM_FRAME + (page << 12) | used | pte::RW | pte::D);
+        entry(PT_SYSTEM, page, (SYSTEM_FRAME + (page << 12)) | used | pte::RW | pte::D);
     }
     let system = |at: u64, bytes: &[u8]| write(memory, SYSTEM_FRAME + (at - SYSTEM), bytes);
     // GDT: 64-bit code for both rings, flat data for ring 3, a 64-bit TSS.

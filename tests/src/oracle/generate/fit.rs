@@ -17,7 +17,7 @@ impl Builder {
             match instruction.op_kind(i) {
                 OpKind::Memory => self.fit_memory(instruction, bytes, displacement),
                 OpKind::MemorySegSI | OpKind::MemorySegESI | OpKind::MemorySegRSI => {
-                    self.point(6, instruction)
+                    self.point(6, instruction);
                 }
                 OpKind::MemorySegDI
                 | OpKind::MemorySegEDI
@@ -95,7 +95,7 @@ impl Builder {
         }
         let mut offset = instruction.memory_displacement64();
         if let Some(wide) = instruction.vsib() {
-            if target < DATA || target > DATA + 0x4000 {
+            if !(DATA..=DATA + 0x4000).contains(&target) {
                 target = DATA + 0x800;
             }
             self.small_lanes(index, wide);
