@@ -417,8 +417,8 @@ fn uses_mxcsr(instruction: &Instruction, fpu: Fpu, vectors: bool) -> bool {
     let name =
         name.strip_prefix('V').or_else(|| name.strip_prefix('v')).unwrap_or(&name).to_ascii_lowercase();
     if !vectors {
-        // Conversions from memory to a general or MMX register.
-        return name.starts_with("cvt");
+        // Conversions from memory to a general or MMX register, and the class of a number in memory (DAZ).
+        return name.starts_with("cvt") || name.starts_with("fpclass");
     }
     const NEVER: &[&str] = &[
         "p",
