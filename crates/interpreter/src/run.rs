@@ -106,7 +106,10 @@ impl InterpretedVcpu {
     fn settle(&mut self, stop: Stop, io: &mut dyn Platform) -> Option<Exit> {
         match stop {
             Stop::Leave | Stop::Pause => None,
-            Stop::Fault(exception) => self.cpu.raise(exception, io).err().and_then(|stop| self.settle(stop, io)),
+            Stop::Fault(exception) => {
+                tracing::trace!(?exception, rip = self.cpu.rip, cr2 = self.cpu.state.cr2, "exception");
+                self.cpu.raise(exception, io).err().and_then(|stop| self.settle(stop, io))
+            }
             Stop::TripleFault => {
                 self.cpu.state.activity = Activity::Shutdown;
                 self.cpu.update_mode();
@@ -138,7 +141,10 @@ impl InterpretedVcpu {
             let cpu = &mut self.cpu;
             let shadow = cpu.state.sti_shadow || cpu.state.mov_ss_shadow;
             let interrupt = cpu.state.rflags.contains(Rflags::IF) && !shadow;
-            let window = Window { nmi: !cpu.state.nmi_blocked && !cpu.state.mov_ss_shadow, interrupt };
+            // After INIT nothing but a start-up IPI gets through (SDM 3A 8.4.2).
+            let awake = cpu.state.activity != Activity::WaitForStartup;
+            let nmi = awake && !cpu.state.nmi_blocked && !cpu.state.mov_ss_shadow;
+            let window = Window { nmi, interrupt: awake && interrupt };
             match io.take_event(window) {
                 Some(event) => {
                     let delivered = cpu.accept(event, io);

@@ -41,8 +41,13 @@ fn execute(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
     let mut stub = detail.stub.borrow_mut();
     // Taken out, since the stub borrows the registers while it runs.
     let mut native = std::mem::take(&mut cpu.native);
+    let pkru = cpu.state.vector.pkru;
     let outcome = native.execute(instruction, &mut stub, &mut Context { cpu, op, io });
     cpu.native = native;
+    if cpu.state.vector.pkru != pkru {
+        // XRSTOR has loaded it; cached translations have the keys' rights in them.
+        cpu.tlb.flush();
+    }
     outcome.map_err(|fault| match fault {
         NativeFault::Memory(stop) => stop,
         NativeFault::X87 => Exception::new(Vector::X87).into(),

@@ -37,6 +37,7 @@ const USER_CODE64: u16 = 0x5b;
 struct World {
     nmis: u32,
     interrupts: Vec<u8>,
+    startup: Option<u8>,
 }
 
 impl Platform for World {
@@ -61,6 +62,9 @@ impl Platform for World {
     }
     fn set_cr8(&mut self, _: u8) {}
     fn take_event(&mut self, window: Window) -> Option<Event> {
+        if let Some(vector) = self.startup.take() {
+            return Some(Event::Startup(vector));
+        }
         if window.nmi && self.nmis > 0 {
             self.nmis -= 1;
             return Some(Event::Nmi);
@@ -584,4 +588,32 @@ fn control_registers_refuse_what_the_manual_forbids() {
         assert_eq!(machine.run_to_handler(), 13, "{value:#x}");
         assert_eq!(machine.slot(1, 4), CODE);
     }
+}
+
+/// SDM 2B NOP, RDSSPD: the hint space does nothing on CPUs that don't know the hint.
+#[test]
+fn hints_that_are_not_offered_do_nothing() {
+    let code = [
+        0x0f, 0x19, 0xc0, 0x0f, 0x1e, 0xc0, 0x0f, 0x1c, 0xc0, 0x0f, 0x0d, 0xc0, 0x0f, 0x1a, 0xc0, 0xf3, 0x0f,
+        0x1e, 0xc8, 0xf3, 0x0f, 0x1e, 0xfb, 0xf3, 0x90, 0xf4,
+    ];
+    let mut machine = Machine::protected(&code);
+    assert_eq!(machine.run_to_halt(), CODE + code.len() as u64 - 1);
+}
+
+/// SDM 3A 9.1, table 9-1; 8.4.3.
+#[test]
+fn init_and_a_startup_ipi_start_real_mode_code() {
+    let mut machine = Machine::protected(&[]);
+    let engine = Interpreter::new(Setup { memory: machine.memory.clone(), cpuid: cpuid(), tsc_offset: 0 })
+        .expect("an engine");
+    machine.vcpu = engine.create_vcpu(VcpuId(1)).expect("a vCPU");
+    machine.world.nmis = 1;
+    assert_eq!(machine.run(10), Exit::Halted);
+    assert_eq!(machine.world.nmis, 1, "NMIs wait with it");
+    machine.world.nmis = 0;
+    machine.world.startup = Some(0x20);
+    assert_eq!(machine.run_to_halt(), 0);
+    let state = machine.state();
+    assert_eq!((state.segments[seg::CS].selector.0, state.segments[seg::CS].base), (0x2000, HANDLERS));
 }

@@ -123,6 +123,9 @@ pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
         | M::Prefetchit0
         | M::Prefetchit1
         | M::Cldemote
+        // Without shadow stacks these are hints (SDM 2B RDSSP), and C libraries use them as such.
+        | M::Rdsspd
+        | M::Rdsspq
         | M::Reservednop => misc::nothing,
 
         // Never offered: VMX, SVM, SMX, and leaving a system management mode that one is never in.
