@@ -7,6 +7,8 @@ mod branch;
 mod form;
 mod moves;
 mod multiply;
+mod random;
+mod raw;
 mod shifts;
 
 use crate::op::Handler;
@@ -32,4 +34,5 @@ pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
         .or_else(|| multiply::handler(instruction))
         .or_else(|| bits::handler(instruction))
         .or_else(|| bcd::handler(instruction))
+        .or_else(|| random::handler(instruction))
 }
