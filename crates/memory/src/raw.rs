@@ -189,10 +189,11 @@ impl Ram {
         assert!(at.0.is_multiple_of(16), "CMPXCHG16B needs a 16-byte aligned operand");
         let pointer = self.pointer(at, 16);
         let (mut low, mut high) = (expected as u64, (expected >> 64) as u64);
-        // SAFETY: `pointer` checked the range; the operand is aligned. RBX is LLVM's own, so it is swapped by hand.
+        // SAFETY: `pointer` checked the range; the operand is aligned. RBX is LLVM's own, so it is swapped by hand; the
+        // operands have registers of their own because LLVM may choose RBX for one that it is free to place.
         unsafe {
-            asm!("xchg rbx, {new_low}", "lock cmpxchg16b [{at}]", "mov rbx, {new_low}",
-                 at = in(reg) pointer, new_low = inout(reg) new as u64 => _, in("rcx") (new >> 64) as u64,
+            asm!("xchg rbx, rsi", "lock cmpxchg16b [rdi]", "mov rbx, rsi",
+                 in("rdi") pointer, inout("rsi") new as u64 => _, in("rcx") (new >> 64) as u64,
                  inout("rax") low, inout("rdx") high, options(nostack));
         }
         u128::from(low) | u128::from(high) << 64
