@@ -24,12 +24,17 @@ enum Code {
     Uncached(Box<crate::blocks::Block>),
 }
 
+/// Faults, or parts of a repeated instruction, in a row without any instruction completing. A handler that faults at its own
+/// first instruction goes on without end on a CPU, and no budget would end it; a run returns after so many.
+const MOST_STUCK: u32 = 1000;
+
 impl InterpretedVcpu {
     /// Runs up to `limit` instructions.
     pub(crate) fn execute(&mut self, limit: u64, io: &mut dyn Platform) -> Exit {
         let mut left = limit;
         // A fresh run may have been asked for because something is pending.
         self.cpu.special |= special::RECHECK;
+        let (mut seen, mut stuck) = (0, 0);
         loop {
             if (self.cpu.special != 0 || self.cpu.kicker.is_requested())
                 && let Some(exit) = self.attend(io)
@@ -44,10 +49,17 @@ impl InterpretedVcpu {
             let before = self.cpu.instructions;
             let outcome = self.step(most, careful, io);
             left -= (self.cpu.instructions - before).min(left);
-            if let Err(stop) = outcome
-                && let Some(exit) = self.settle(stop, io)
-            {
-                return exit;
+            if let Err(stop) = outcome {
+                if let Some(exit) = self.settle(stop, io) {
+                    return exit;
+                }
+                if seen != self.cpu.instructions {
+                    (seen, stuck) = (self.cpu.instructions, 0);
+                }
+                stuck += 1;
+                if stuck == MOST_STUCK {
+                    return Exit::Kicked;
+                }
             }
         }
     }

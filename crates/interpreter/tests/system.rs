@@ -617,3 +617,18 @@ fn init_and_a_startup_ipi_start_real_mode_code() {
     let state = machine.state();
     assert_eq!((state.segments[seg::CS].selector.0, state.segments[seg::CS].base), (0x2000, HANDLERS));
 }
+
+/// A handler whose first instruction faults goes on without end: the stack wraps around, so nothing stops it. No instruction
+/// completes, so a budget alone would never be used up.
+#[test]
+fn a_handler_that_faults_without_end_returns_to_the_machine() {
+    let mut machine = Machine::protected(&[0x0f, 0x0b]);
+    machine.put(HANDLERS + 6 * 16, 0x0b0f, 2);
+    // A 16-bit stack pointer wraps within its 64 KiB, where nothing but the stack is.
+    let state = machine.state();
+    state.segments[seg::SS].attributes.0 &= !(1 << 14);
+    state.segments[seg::SS].base = 0x6_0000;
+    let exit = machine.vcpu.run(Budget::Instructions(1000), &mut machine.world).expect("the engine lives");
+    assert_eq!(exit, Exit::Kicked);
+    assert_eq!(machine.vcpu.instructions(), 0);
+}
