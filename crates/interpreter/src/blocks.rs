@@ -29,10 +29,19 @@ pub(crate) struct Key {
 }
 
 /// A run of decoded instructions.
+#[repr(C)]
 pub(crate) struct Block {
-    pub(crate) key: Key,
+    // Hot: looked at each time the block runs.
     pub(crate) ops: Vec<Op>,
-    /// The code bytes, `bytes.len()` = length of the block.
+    /// Epoch of memory in which the block was last found good.
+    pub(crate) epoch: u64,
+    /// The blocks that last followed this one: after a branch taken or falling through, and otherwise.
+    successors: [Lookup; 2],
+    /// Length in bytes.
+    pub(crate) len: u64,
+
+    pub(crate) key: Key,
+    /// The code bytes.
     pub(crate) bytes: Vec<u8>,
     /// Generation of the page that the block is good for.
     pub(crate) generation: u32,
@@ -41,6 +50,18 @@ pub(crate) struct Block {
 }
 
 impl Block {
+    /// A block whose bytes were read under the given generations.
+    pub(crate) fn new(
+        key: Key,
+        ops: Vec<Op>,
+        bytes: Vec<u8>,
+        generation: u32,
+        second: Option<(RamOffset, u32)>,
+    ) -> Self {
+        let len = bytes.len() as u64;
+        Self { ops, epoch: u64::MAX, successors: [NO_LOOKUP; 2], len, key, bytes, generation, second }
+    }
+
     /// How many of the bytes are on the first page.
     pub(crate) fn on_first(&self) -> usize {
         let left = (x86::address::PAGE_SIZE - self.key.at.offset_in_page()) as usize;
@@ -56,6 +77,8 @@ struct Lookup {
     block: u32,
 }
 
+const NO_LOOKUP: Lookup = Lookup { rip: 0, context: u64::MAX, block: 0 };
+
 /// Number of a block in the cache. Invalid after [`Blocks::clear`].
 pub(crate) type BlockIndex = u32;
 
@@ -69,12 +92,28 @@ pub(crate) struct Blocks {
 
 impl Blocks {
     pub(crate) fn new() -> Self {
-        let none = Lookup { rip: 0, context: u64::MAX, block: 0 };
         Self {
             blocks: Vec::new(),
             by_key: HashMap::default(),
-            lookups: vec![none; LOOKUPS].into_boxed_slice(),
+            lookups: vec![NO_LOOKUP; LOOKUPS].into_boxed_slice(),
             decoded: 0,
+        }
+    }
+
+    /// The block that last followed `before` if it did so at this linear address in this context.
+    #[inline(always)]
+    pub(crate) fn successor(&self, before: BlockIndex, rip: u64, context: u64) -> Option<BlockIndex> {
+        let successors = &self.blocks.get(before as usize)?.successors;
+        let hit = |entry: &Lookup| entry.rip == rip && entry.context == context;
+        successors.iter().find(|entry| hit(entry)).map(|entry| entry.block)
+    }
+
+    /// Notes that `block` followed `before`.
+    #[inline]
+    pub(crate) fn link(&mut self, before: BlockIndex, rip: u64, context: u64, block: BlockIndex) {
+        if let Some(before) = self.blocks.get_mut(before as usize) {
+            before.successors.swap(0, 1);
+            before.successors[0] = Lookup { rip, context, block };
         }
     }
 
@@ -126,16 +165,18 @@ impl Blocks {
     /// Whether the block still says what memory says; revives one whose bytes are unchanged.
     #[inline(always)]
     pub(crate) fn is_current(&mut self, index: BlockIndex, memory: &GuestMemory) -> bool {
-        let block = &self.blocks[index as usize];
-        memory.generation(block.key.at) == block.generation && block.second.is_none() || self.revive(index, memory)
+        self.blocks[index as usize].epoch == memory.epoch() || self.revive(index, memory)
     }
 
     #[cold]
     fn revive(&mut self, index: BlockIndex, memory: &GuestMemory) -> bool {
         let block = &mut self.blocks[index as usize];
+        // The epoch first: what is written after this is for the next look.
+        let epoch = memory.epoch();
         let generation = memory.generation(block.key.at);
         let second = block.second.map(|(page, _)| (page, memory.generation(page)));
         if generation == block.generation && second == block.second {
+            block.epoch = epoch;
             return true;
         }
         let on_first = block.on_first();
@@ -149,6 +190,7 @@ impl Blocks {
         if *now != *block.bytes {
             return false;
         }
+        block.epoch = epoch;
         block.generation = generation;
         block.second = second;
         true

@@ -93,7 +93,7 @@ impl Cpu {
         if ops.is_empty() {
             return self.decode_straddling(key, address, &bytes[..], io);
         }
-        Ok(Block { key, bytes: bytes[..len].to_vec(), ops, generation, second: None })
+        Ok(Block::new(key, ops, bytes[..len].to_vec(), generation, None))
     }
 
     /// Decodes one instruction of which `head`, all the bytes up to the end of the page, is only the start.
@@ -176,7 +176,7 @@ fn single(key: Key, bytes: &[u8], generation: u32, second: Option<(RamOffset, u3
     let instruction = decoder.decode();
     let op = lower(&instruction, 0, decoder.last_error());
     let len = instruction.len().clamp(1, bytes.len());
-    Block { key, bytes: bytes[..len].to_vec(), ops: vec![op], generation, second }
+    Block::new(key, vec![op], bytes[..len].to_vec(), generation, second)
 }
 
 /// Whether nothing may follow the instruction in its block.

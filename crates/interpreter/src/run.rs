@@ -71,14 +71,27 @@ impl InterpretedVcpu {
         let address = cpu.segment_base[seg::CS].wrapping_add(cpu.rip);
         let address = if cpu.code_size == CodeSize::Bits64 { address } else { address & 0xffff_ffff };
         let context = cpu.tlb.epoch() << 3 | u64::from(cpu.state.cpl == 3) << 2 | cpu.code_size as u64;
-        let index = match self.blocks.lookup(address, context) {
+        let index = match self.blocks.successor(self.last, address, context) {
             Some(index) if self.blocks.is_current(index, &self.cpu.memory) => index,
-            _ => match self.find_code(address, context, io)? {
+            _ => match self.next_block(address, context, io)? {
                 Code::Block(index) => index,
                 Code::Uncached(block) => return run_block(&mut self.cpu, &block, most, careful, io),
             },
         };
+        self.last = index;
         run_block(&mut self.cpu, self.blocks.get(index), most, careful, io)
+    }
+
+    /// The block at a linear address, which isn't the one that last followed the block just run.
+    #[inline(never)]
+    fn next_block(&mut self, address: u64, context: u64, io: &mut dyn Platform) -> Result<Code, Stop> {
+        if let Some(index) = self.blocks.lookup(address, context)
+            && self.blocks.is_current(index, &self.cpu.memory)
+        {
+            self.blocks.link(self.last, address, context, index);
+            return Ok(Code::Block(index));
+        }
+        self.find_code(address, context, io)
     }
 
     /// Translates, finds or decodes the block at a linear address.
@@ -200,7 +213,7 @@ fn run_block(
     if cpu.code_size != CodeSize::Bits64 {
         // Inside CS's limit? Blocks that straddle it go instruction by instruction (SDM 3A 5.3).
         let limit = u64::from(cpu.state.segments[seg::CS].limit);
-        if rip + block.bytes.len() as u64 - 1 > limit {
+        if rip + block.len - 1 > limit {
             return run_careful(cpu, block, io);
         }
     }
@@ -219,7 +232,7 @@ fn run_block(
     match ops.get(done) {
         // Cut short: by the budget, or because code was written.
         Some(op) => cpu.rip = cpu.current_rip(op),
-        None if !ops.last().is_some_and(|op| op.ends_in_branch) => cpu.rip = cpu.mask_rip(rip.wrapping_add(block.bytes.len() as u64)),
+        None if !ops.last().is_some_and(|op| op.ends_in_branch) => cpu.rip = cpu.mask_rip(rip.wrapping_add(block.len)),
         None => {}
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! The engine and its vCPUs: [`engine::Engine`] and [`engine::Vcpu`] for the interpreter.
 
-use crate::blocks::Blocks;
+use crate::blocks::{BlockIndex, Blocks};
 use crate::cpu::Cpu;
 use engine::{Budget, Caps, Engine, EngineError, Exit, Groups, Kicker, Platform, Setup, Vcpu, VcpuId};
 use x86::CpuState;
@@ -32,7 +32,7 @@ impl Engine for Interpreter {
             cpu.state.activity = Activity::WaitForStartup;
             cpu.update_mode();
         }
-        Ok(Box::new(InterpretedVcpu { cpu, blocks: Blocks::new(), borrowed: false }))
+        Ok(Box::new(InterpretedVcpu { cpu, blocks: Blocks::new(), last: 0, borrowed: false }))
     }
 }
 
@@ -40,6 +40,8 @@ impl Engine for Interpreter {
 pub(crate) struct InterpretedVcpu {
     pub(crate) cpu: Cpu,
     pub(crate) blocks: Blocks,
+    /// The block run last, whose successors are tried first. May be out of date: it is only a hint.
+    pub(crate) last: BlockIndex,
     /// The state has been lent out and may have been changed.
     borrowed: bool,
 }

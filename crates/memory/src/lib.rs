@@ -83,15 +83,17 @@ struct PageInfo {
 /// The memory of one machine. Cheap to clone; all clones are the same memory.
 #[derive(Clone)]
 pub struct GuestMemory {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
     ram: Ram,
-    layout: Layout,
     /// One byte a page: non-zero where a store must look at `pages`.
     flags: raw::Zeroed<AtomicU8>,
     pages: raw::Zeroed<PageInfo>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    layout: Layout,
+    /// Advanced after each advance of any page's generation.
+    epoch: AtomicU64,
 }
 
 const HAS_DERIVED: u8 = 1;
@@ -106,46 +108,44 @@ impl GuestMemory {
         let pages = bytes / PAGE_SIZE;
         let map = |source| MemoryError::Map { bytes, source };
         Ok(Self {
-            inner: Arc::new(Inner {
-                ram: Ram::map(bytes).map_err(map)?,
-                flags: raw::Zeroed::map(pages).map_err(map)?,
-                pages: raw::Zeroed::map(pages).map_err(map)?,
-                layout,
-            }),
+            ram: Ram::map(bytes).map_err(map)?,
+            flags: raw::Zeroed::map(pages).map_err(map)?,
+            pages: raw::Zeroed::map(pages).map_err(map)?,
+            shared: Arc::new(Shared { layout, epoch: AtomicU64::new(0) }),
         })
     }
 
     /// Where RAM lies in the guest-physical address space.
     #[must_use]
     pub fn layout(&self) -> &Layout {
-        &self.inner.layout
+        &self.shared.layout
     }
 
     /// The offset of the RAM byte at `gpa`, or `None` where there is no RAM.
     #[inline]
     #[must_use]
     pub fn locate(&self, gpa: Gpa) -> Option<RamOffset> {
-        self.inner.layout.locate(gpa)
+        self.shared.layout.locate(gpa)
     }
 
     /// Reads up to 8 bytes. The access must not cross a page (of RAM offsets neighbouring in guest-physical space).
     #[inline]
     #[must_use]
     pub fn load<T: Word>(&self, at: RamOffset) -> T {
-        self.inner.ram.load(at)
+        self.ram.load(at)
     }
 
     /// Writes up to 8 bytes within a page.
     #[inline]
     pub fn store<T: Word>(&self, at: RamOffset, value: T) -> Written {
-        self.inner.ram.store(at, value);
+        self.ram.store(at, value);
         self.note(at, size_of::<T>() as u64)
     }
 
     /// `LOCK CMPXCHG` on 1, 2, 4 or 8 bytes within a page; any alignment. Gives the old value and what was hit.
     #[inline]
     pub fn compare_exchange<T: Word>(&self, at: RamOffset, expected: T, new: T) -> (T, Written) {
-        let old = self.inner.ram.compare_exchange(at, expected, new);
+        let old = self.ram.compare_exchange(at, expected, new);
         // A failed exchange writes the old value back (SDM 2A CMPXCHG); derived bytes are unchanged by that.
         let written = if old == expected { self.note(at, size_of::<T>() as u64) } else { Written::Plain };
         (old, written)
@@ -154,7 +154,7 @@ impl GuestMemory {
     /// `LOCK CMPXCHG16B`; `at` must be 16-byte aligned. Gives the old value and what was hit.
     #[inline]
     pub fn compare_exchange_16(&self, at: RamOffset, expected: u128, new: u128) -> (u128, Written) {
-        let old = self.inner.ram.compare_exchange_16(at, expected, new);
+        let old = self.ram.compare_exchange_16(at, expected, new);
         let written = if old == expected { self.note(at, 16) } else { Written::Plain };
         (old, written)
     }
@@ -162,26 +162,26 @@ impl GuestMemory {
     /// Copies out of RAM, from one page or several that neighbour in RAM.
     #[inline]
     pub fn load_bytes(&self, at: RamOffset, into: &mut [u8]) {
-        self.inner.ram.load_bytes(at, into);
+        self.ram.load_bytes(at, into);
     }
 
     /// Copies into RAM, to one page or several that neighbour in RAM.
     #[inline]
     pub fn store_bytes(&self, at: RamOffset, from: &[u8]) -> Written {
-        self.inner.ram.store_bytes(at, from);
+        self.ram.store_bytes(at, from);
         self.note(at, from.len() as u64)
     }
 
     /// `len` bytes from one place in RAM to another as `REP MOVSB` with DF clear does it: ascending, byte by byte in
     /// effect, also where the ranges overlap.
     pub fn copy_ascending(&self, from: RamOffset, to: RamOffset, len: u64) -> Written {
-        self.inner.ram.copy_ascending(from, to, len);
+        self.ram.copy_ascending(from, to, len);
         self.note(to, len)
     }
 
     /// Fills `count` elements, as `REP STOS` with DF clear does it.
     pub fn fill<T: Word>(&self, at: RamOffset, value: T, count: u64) -> Written {
-        self.inner.ram.fill(at, value, count);
+        self.ram.fill(at, value, count);
         self.note(at, count * size_of::<T>() as u64)
     }
 
@@ -216,7 +216,7 @@ impl GuestMemory {
     }
 
     fn range(&self, at: Gpa, len: u64) -> Result<RamOffset, MemoryError> {
-        self.inner.layout.locate_range(at, len).ok_or(MemoryError::NotRam { at, len })
+        self.shared.layout.locate_range(at, len).ok_or(MemoryError::NotRam { at, len })
     }
 
     /// Says that something is about to be derived from `len` bytes at `at`, which lie in one page. Read the
@@ -226,12 +226,12 @@ impl GuestMemory {
         let first = at.offset_in_page() / GRANULE;
         let last = (at.offset_in_page() + len.max(1) - 1).min(PAGE_SIZE - 1) / GRANULE;
         let mask = (u64::MAX >> (63 - last)) & (u64::MAX << first);
-        let info = self.inner.pages.at(frame);
+        let info = self.pages.at(frame);
         if info.granules.load(Ordering::Relaxed) & mask == mask {
             return;
         }
         info.granules.fetch_or(mask, Ordering::SeqCst);
-        self.inner.flags.at(frame).store(HAS_DERIVED, Ordering::SeqCst);
+        self.flags.at(frame).store(HAS_DERIVED, Ordering::SeqCst);
         // A writer stores and then looks at the flag, without a fence between. This barrier, run on all threads of the
         // process, makes sure that a store that did not see the flag is visible to the reads that follow here.
         raw::process_barrier();
@@ -241,13 +241,20 @@ impl GuestMemory {
     #[inline]
     #[must_use]
     pub fn generation(&self, at: RamOffset) -> u32 {
-        self.inner.pages.at(at.frame()).generation.load(Ordering::Acquire)
+        self.pages.at(at.frame()).generation.load(Ordering::Acquire)
+    }
+
+    /// Changes whenever any page's generation does: as long as it stands, no generation need be looked at.
+    #[inline]
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.shared.epoch.load(Ordering::Acquire)
     }
 
     #[inline]
     fn note(&self, at: RamOffset, len: u64) -> Written {
         let first = at.frame();
-        if self.inner.flags.at(first).load(Ordering::Relaxed) == 0 && at.offset_in_page() + len <= PAGE_SIZE {
+        if self.flags.at(first).load(Ordering::Relaxed) == 0 && at.offset_in_page() + len <= PAGE_SIZE {
             return Written::Plain;
         }
         self.note_slow(at, len)
@@ -262,13 +269,14 @@ impl GuestMemory {
             let page = from & !(PAGE_SIZE - 1);
             let to = end.min(page + PAGE_SIZE);
             let frame = page / PAGE_SIZE;
-            if self.inner.flags.at(frame).load(Ordering::Relaxed) != 0 {
+            if self.flags.at(frame).load(Ordering::Relaxed) != 0 {
                 let (first, last) = ((from - page) / GRANULE, (to - 1 - page) / GRANULE);
                 let mask = (u64::MAX >> (63 - last)) & (u64::MAX << first);
-                let info = self.inner.pages.at(frame);
+                let info = self.pages.at(frame);
                 if info.granules.load(Ordering::Relaxed) & mask != 0 {
                     fence(Ordering::Release);
                     info.generation.fetch_add(1, Ordering::Release);
+                    self.shared.epoch.fetch_add(1, Ordering::Release);
                     written = Written::Derived;
                 }
             }
@@ -280,6 +288,6 @@ impl GuestMemory {
     /// Bytes of guest RAM that the host has backed with memory so far, where the host tells.
     #[must_use]
     pub fn resident(&self) -> Option<u64> {
-        self.inner.ram.resident()
+        self.ram.resident()
     }
 }

@@ -10,9 +10,8 @@
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::arch::asm;
 use std::io;
-use std::marker::PhantomData;
 use std::ptr::{NonNull, null_mut};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use x86::address::PAGE_SIZE;
 
 /// The offset of a byte in RAM, counted through all regions. Not a guest-physical address.
@@ -143,15 +142,24 @@ impl Drop for Mapping {
     }
 }
 
-/// Guest RAM as one host mapping.
+/// Guest RAM as one host mapping. Clones are the same mapping; each has the base at hand, since every guest access needs it.
+#[derive(Clone)]
 pub struct Ram {
-    map: Mapping,
+    base: NonNull<u8>,
     len: u64,
+    /// Keeps `base` mapped.
+    _map: Arc<Mapping>,
 }
+
+// SAFETY: the mapping is shared and without thread affinity; all access goes through assembly.
+unsafe impl Send for Ram {}
+// SAFETY: as above.
+unsafe impl Sync for Ram {}
 
 impl Ram {
     pub(crate) fn map(len: u64) -> io::Result<Self> {
-        Ok(Self { map: Mapping::new(len)?, len })
+        let map = Arc::new(Mapping::new(len)?);
+        Ok(Self { base: map.base, len, _map: map })
     }
 
     /// The host address of `at`, checked: `len` bytes from there are inside the mapping.
@@ -161,7 +169,7 @@ impl Ram {
             out_of_ram(at, len);
         }
         // SAFETY: the offset was just checked to be inside the mapping.
-        unsafe { self.map.base.as_ptr().add(at.0 as usize) }
+        unsafe { self.base.as_ptr().add(at.0 as usize) }
     }
 
     #[inline]
@@ -236,7 +244,8 @@ impl Ram {
     /// Bytes backed by the host, or `None` where it doesn't say.
     pub(crate) fn resident(&self) -> Option<u64> {
         let smaps = std::fs::read_to_string("/proc/self/smaps").ok()?;
-        let (start, end) = (self.map.base.as_ptr() as u64, self.map.base.as_ptr() as u64 + self.len);
+        let start = self.base.as_ptr() as u64;
+        let end = start + self.len;
         let mut inside = false;
         let mut bytes = 0;
         for line in smaps.lines() {
@@ -260,12 +269,24 @@ fn out_of_ram(at: RamOffset, len: u64) -> ! {
     panic!("access to RAM offset {:#x}, {len} bytes: not inside guest memory", at.0)
 }
 
-/// An array of plain atomics that starts as zeros and costs memory only where touched.
+/// An array of plain atomics that starts as zeros and costs memory only where touched. Clones are the same array.
 pub(crate) struct Zeroed<T> {
-    map: Mapping,
+    base: NonNull<T>,
     count: u64,
-    _elements: PhantomData<T>,
+    /// Keeps `base` mapped.
+    _map: Arc<Mapping>,
 }
+
+impl<T> Clone for Zeroed<T> {
+    fn clone(&self) -> Self {
+        Self { base: self.base, count: self.count, _map: Arc::clone(&self._map) }
+    }
+}
+
+// SAFETY: the elements are atomics (`ZeroIsValid`), shared by reference only.
+unsafe impl<T: Sync> Send for Zeroed<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Zeroed<T> {}
 
 /// # Safety
 /// All-zero bytes are a valid `Self`, and it may be shared between threads.
@@ -278,14 +299,15 @@ unsafe impl ZeroIsValid for super::PageInfo {}
 impl<T: ZeroIsValid> Zeroed<T> {
     pub(crate) fn map(count: u64) -> io::Result<Self> {
         let bytes = count.checked_mul(size_of::<T>() as u64).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { map: Mapping::new(bytes)?, count, _elements: PhantomData })
+        let map = Arc::new(Mapping::new(bytes)?);
+        Ok(Self { base: map.base.cast(), count, _map: map })
     }
 
     #[inline(always)]
     pub(crate) fn at(&self, index: u64) -> &T {
         assert!(index < self.count, "page number beyond guest memory");
         // SAFETY: the index was checked; zeroed memory is a valid `T`, which is only changed through atomics.
-        unsafe { &*self.map.base.as_ptr().cast::<T>().add(index as usize) }
+        unsafe { self.base.add(index as usize).as_ref() }
     }
 }
 

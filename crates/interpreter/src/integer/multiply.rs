@@ -3,7 +3,7 @@
 //! MUL and IMUL leave SF, ZF, AF and PF undefined, DIV and IDIV all six flags (SDM 2); undefined ones stay as they are, but for
 //! SF and PF after a multiplication, which follow the low half.
 
-use super::form::{Dst, Form, Mem, Reg, by_wide_width, by_width, form, size};
+use super::form::{Dst, Form, Mem, Reg, Src, by_wide_width, by_width, form, size};
 use crate::cpu::{Cpu, Step};
 use crate::flags::Flags;
 use crate::op::{Handler, Op};
@@ -55,16 +55,16 @@ fn imul_one<D: Dst, W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> 
     Ok(())
 }
 
-fn imul_two<W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
-    let b = W::from_u64(cpu.operand(op, 1, io)?);
+fn imul_two<S: Src, W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
+    let b = S::get::<W>(cpu, op, io)?;
     let (low, _, overflow) = signed_product(cpu.reg::<W>(op.dst, 0), b);
     cpu.set_reg(op.dst, 0, low);
     cpu.flags = multiplied(low, overflow);
     Ok(())
 }
 
-fn imul_three<W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
-    let a = W::from_u64(cpu.operand(op, 1, io)?);
+fn imul_three<S: Src, W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
+    let a = S::get::<W>(cpu, op, io)?;
     let (low, _, overflow) = signed_product(a, W::from_u64(op.imm));
     cpu.set_reg(op.dst, 0, low);
     cpu.flags = multiplied(low, overflow);
@@ -116,10 +116,15 @@ fn idiv<D: Dst, W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step
 
 /// The frequent ones.
 pub(crate) fn hot_handler(instruction: &Instruction) -> Option<Handler> {
-    if instruction.op_count() != 1 {
-        return None;
-    }
     let (form, size) = (form(instruction)?, size(instruction));
+    match (instruction.mnemonic(), instruction.op_count(), form) {
+        (Mnemonic::Imul, 2, Form::RegReg) => return by_wide_width!(size, imul_two::<Reg>),
+        (Mnemonic::Imul, 2, Form::RegMem) => return by_wide_width!(size, imul_two::<Mem>),
+        (Mnemonic::Imul, 3, Form::RegReg) => return by_wide_width!(size, imul_three::<Reg>),
+        (Mnemonic::Imul, 3, Form::RegMem) => return by_wide_width!(size, imul_three::<Mem>),
+        (_, 1, _) => {}
+        _ => return None,
+    }
     match (instruction.mnemonic(), form) {
         (Mnemonic::Mul, Form::Reg) => by_width!(size, mul::<Reg>),
         (Mnemonic::Mul, Form::Mem) => by_width!(size, mul::<Mem>),
@@ -136,10 +141,8 @@ pub(crate) fn hot_handler(instruction: &Instruction) -> Option<Handler> {
 /// The rest.
 pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
     let size = size(instruction);
-    match (instruction.mnemonic(), instruction.op_count()) {
-        (Mnemonic::Imul, 2) => by_wide_width!(size, imul_two::<>),
-        (Mnemonic::Imul, 3) => by_wide_width!(size, imul_three::<>),
-        (Mnemonic::Mulx, _) => by_wide_width!(size, mulx::<>),
+    match instruction.mnemonic() {
+        Mnemonic::Mulx => by_wide_width!(size, mulx::<>),
         _ => None,
     }
 }
