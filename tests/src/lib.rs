@@ -2,6 +2,7 @@
 //!
 //! The crate holds what several test programs share; the programs are in `tests/` and `src/bin/`.
 
+pub mod cases;
 pub mod oracle;
 
 use engine::{Engine, EngineError, Setup};

@@ -1,0 +1,144 @@
+//! Engine cases: short pieces of assembler with what they must come to, for what the oracle can't see - mode switches, gates,
+//! faults and their order, page tables, events.
+//!
+//! The cases are the files in `tests/engine`; `case.rs` describes their format. `tests/engine.rs` gives each to every engine,
+//! whole and in steps of one instruction. Nothing here knows which engine it is.
+
+mod assemble;
+mod case;
+mod environment;
+mod expression;
+mod judge;
+mod platform;
+mod registers;
+mod setup;
+
+pub use assemble::is_available;
+pub use case::{Case, parse};
+
+use crate::oracle::guest::{MakeEngine, host_cpuid};
+use engine::{Budget, Exit, Groups, Setup, VcpuId};
+use judge::Outcome;
+use memory::{GuestMemory, Layout, Region};
+use platform::TestPlatform;
+use std::fmt::Write;
+use x86::Gpa;
+use x86::cpuid::Cpuid;
+
+/// RAM from 0 and from 4 GiB.
+const RAM: u64 = 16 << 20;
+/// What two runs of a case must have left alike.
+const COMPARED: usize = 1 << 20;
+
+/// The CPUID table that cases see: the host's instructions, and every system feature whether or not the host has it.
+#[must_use]
+pub fn cpuid() -> Cpuid {
+    let mut table = host_cpuid();
+    let highest = table.leaf_mut(0, 0);
+    highest.eax = highest.eax.max(0xd);
+    let one = table.leaf_mut(1, 0);
+    // PCID, x2APIC, XSAVE; VME, DE, PSE, TSC, MSR, PAE, CX8, APIC, SEP, PGE, CMOV, PAT, PSE-36, CLFLUSH.
+    one.ecx |= 1 << 17 | 1 << 21 | 1 << 26;
+    one.edx |= 0b1010_1111_1011_0111_1110;
+    let seven = table.leaf_mut(7, 0);
+    // FSGSBASE, SMEP, INVPCID, SMAP; UMIP, PKU, LA57.
+    seven.ebx |= 1 << 0 | 1 << 7 | 1 << 10 | 1 << 20;
+    seven.ecx |= 1 << 2 | 1 << 3 | 1 << 16;
+    let extended = table.leaf_mut(0x8000_0000, 0);
+    extended.eax = extended.eax.max(0x8000_0008);
+    // SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
+    table.leaf_mut(0x8000_0001, 0).edx |= 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
+    let widths = table.leaf_mut(0x8000_0008, 0);
+    widths.eax = widths.eax & !0xffff | 57 << 8 | 46;
+    table
+}
+
+/// Runs a case on an engine, whole and in steps.
+///
+/// # Errors
+/// Everything in which the engine differs from what the case says, or what is wrong with the case.
+pub fn run(case: &Case, make: &MakeEngine<'_>) -> Result<(), String> {
+    let program =
+        assemble::assemble(&case.text, case.mode, case.first_line).map_err(|error| report(case, &[error]))?;
+    let whole = attempt(case, &program, make, u64::MAX).map_err(|error| report(case, &[error]))?;
+    let mut complaints = judge::judge(case, &program, &whole).map_err(|error| report(case, &[error]))?;
+    if complaints.is_empty() {
+        let stepped = attempt(case, &program, make, 1).map_err(|error| report(case, &[error]))?;
+        complaints.extend(differences(&whole, &stepped));
+    }
+    if complaints.is_empty() {
+        return Ok(());
+    }
+    Err(format!("{}\n{}", report(case, &complaints), whole.state))
+}
+
+fn report(case: &Case, complaints: &[String]) -> String {
+    let mut text = format!("{}: {} ({})", case.place, case.name, case.manual);
+    for complaint in complaints {
+        let _ = write!(text, "\n  {complaint}");
+    }
+    text
+}
+
+/// One run in pieces of `step` instructions.
+fn attempt(
+    case: &Case,
+    program: &assemble::Program,
+    make: &MakeEngine<'_>,
+    step: u64,
+) -> Result<Outcome, String> {
+    let region = |start| Region { start: Gpa(start), len: RAM };
+    let layout = Layout::new(vec![region(0), region(1 << 32)]).map_err(|error| error.to_string())?;
+    let memory = GuestMemory::new(layout).map_err(|error| error.to_string())?;
+    let start = setup::prepare(case, program, &memory)?;
+    let broke = |error: engine::EngineError| format!("the engine broke: {error}");
+    let engine = make(Setup { memory: memory.clone(), cpuid: cpuid(), tsc_offset: 0 }).map_err(broke)?;
+    let mut vcpu = engine.create_vcpu(VcpuId(0)).map_err(broke)?;
+    let mut platform = TestPlatform::new(memory.clone(), vcpu.kicker(), start.answers);
+    *vcpu.state(Groups::all()).map_err(broke)? = start.state;
+    let mut on_halt = start.on_halt;
+    let mut left = case.budget;
+    // Kicks are no progress; a vCPU that gives nothing else is stuck.
+    let mut runs = case.budget * 2 + 100;
+    let exit = loop {
+        let before = vcpu.instructions();
+        let exit = vcpu.run(Budget::Instructions(step.min(left)), &mut platform).map_err(broke)?;
+        left = left.saturating_sub(vcpu.instructions() - before);
+        runs -= 1;
+        match exit {
+            Exit::Halted => match on_halt.take() {
+                Some(event) => platform.raise(event),
+                None => break exit,
+            },
+            Exit::Shutdown => break exit,
+            Exit::Budget | Exit::Kicked if left == 0 || runs == 0 => break Exit::Budget,
+            Exit::Budget | Exit::Kicked => {}
+        }
+    };
+    let state = vcpu.state(Groups::all()).map_err(broke)?.clone();
+    Ok(Outcome { exit, state, memory, platform })
+}
+
+/// In what a stepped run came to something else.
+fn differences(whole: &Outcome, stepped: &Outcome) -> Vec<String> {
+    let mut found = Vec::new();
+    if whole.exit != stepped.exit {
+        found.push(format!("in steps it ends with {:?}, not {:?}", stepped.exit, whole.exit));
+    }
+    if whole.state != stepped.state {
+        found.push(format!("in steps it ends in another state:\n{}\nwhole:", stepped.state));
+    }
+    if whole.platform.ports != stepped.platform.ports || whole.platform.bus != stepped.platform.bus {
+        found.push("in steps the devices see other accesses".to_owned());
+    }
+    let contents = |outcome: &Outcome| {
+        let mut bytes = vec![0; COMPARED];
+        let _ = outcome.memory.read(Gpa(0), &mut bytes);
+        bytes
+    };
+    let (one, other) = (contents(whole), contents(stepped));
+    if let Some(at) = one.iter().zip(&other).position(|(a, b)| a != b) {
+        found.push(format!("in steps the byte at {at:#x} is {:#x}, not {:#x}", other[at], one[at]));
+    }
+    found
+}
