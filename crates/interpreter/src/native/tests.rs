@@ -375,3 +375,11 @@ fn example(code: Code, memory: bool) -> Option<Instruction> {
 
 use host::Host;
 use iced_x86::OpKind;
+
+#[test]
+fn an_exception_that_waits_is_seen_without_its_summary_bit() {
+    let mut flat = Flat::new();
+    // Invalid operation, unmasked; ES is clear. The host would end the process with SIGFPE.
+    flat.vector.x87[..4].copy_from_slice(&[0x7e, 3, 1, 0]);
+    assert_eq!(flat.run(&[0xd8, 0xd8]), Err(NativeFault::X87)); // fcomp st0, st0
+}

@@ -18,9 +18,10 @@ pub(super) fn fsw(state: &VectorState) -> u16 {
     u16::from_le_bytes([state.x87[2], state.x87[3]])
 }
 
-/// An unmasked exception waits to be reported.
+/// An unmasked exception waits to be reported. Not by FSW.ES: the host derives that bit anew when it loads the registers,
+/// and would fault where whoever filled them (a saved machine, a debugger) left the bit clear.
 pub(super) fn pending(state: &VectorState) -> bool {
-    fsw(state) & 0x80 != 0
+    fsw(state) & !fcw(state) & 0x3f != 0
 }
 
 fn put(state: &mut VectorState, at: usize, bytes: &[u8]) {
