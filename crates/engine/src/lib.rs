@@ -172,7 +172,8 @@ pub trait Platform {
     /// # Errors
     /// There is no such MSR, or it can't be read.
     fn rdmsr(&mut self, msr: u32) -> Result<u64, GpFault>;
-    /// An MSR that isn't the CPU's own.
+    /// An MSR that isn't the CPU's own; and IA32_TSC_ADJUST whenever the guest has moved its TSC, so that TSC deadlines
+    /// are timed by the right one.
     ///
     /// # Errors
     /// There is no such MSR, or it refuses the value.

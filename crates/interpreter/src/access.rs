@@ -79,7 +79,12 @@ impl Cpu {
 
     /// Reads an operand of a segment. Faults are the instruction's.
     #[inline(always)]
-    pub(crate) fn read<W: Width>(&mut self, segment: u8, offset: u64, io: &mut dyn Platform) -> Result<W, Stop> {
+    pub(crate) fn read<W: Width>(
+        &mut self,
+        segment: u8,
+        offset: u64,
+        io: &mut dyn Platform,
+    ) -> Result<W, Stop> {
         let address = self.linear(segment, offset, W::BYTES, false)?;
         if let Some(ram) = self.tlb.read(address, W::BYTES) {
             return Ok(self.memory.load(ram));
@@ -89,7 +94,13 @@ impl Cpu {
 
     /// Writes an operand of a segment. Faults are the instruction's.
     #[inline(always)]
-    pub(crate) fn write<W: Width>(&mut self, segment: u8, offset: u64, value: W, io: &mut dyn Platform) -> Step {
+    pub(crate) fn write<W: Width>(
+        &mut self,
+        segment: u8,
+        offset: u64,
+        value: W,
+        io: &mut dyn Platform,
+    ) -> Step {
         let address = self.linear(segment, offset, W::BYTES, true)?;
         if let Some(ram) = self.tlb.write(address, W::BYTES) {
             let written = self.memory.store(ram, value);
@@ -195,33 +206,35 @@ impl Cpu {
     fn check_alignment(&self) -> Step {
         use x86::Rflags;
         use x86::control::cr0;
-        let on = self.state.cpl == 3 && self.state.cr0 & cr0::AM != 0 && self.state.rflags.contains(Rflags::AC);
+        let on =
+            self.state.cpl == 3 && self.state.cr0 & cr0::AM != 0 && self.state.rflags.contains(Rflags::AC);
         if on { Err(Exception::with_code(Vector::AlignmentCheck, 0).into()) } else { Ok(()) }
     }
 
     /// One page's translation, through the walk; fills the TLB.
-    fn target(&mut self, address: u64, intent: Intent, actor: Actor, io: &mut dyn Platform) -> Result<Target, Stop> {
-        let set = match actor {
-            Actor::Explicit => self.tlb.current_set(),
-            Actor::Implicit => crate::tlb::SUPERVISOR,
-        };
+    fn target(
+        &mut self,
+        address: u64,
+        intent: Intent,
+        actor: Actor,
+        io: &mut dyn Platform,
+    ) -> Result<Target, Stop> {
         let walked = self.walk(address, intent, actor, io)?;
         let Some(page) = self.page_in_ram(walked.gpa) else {
             return Ok(Target::Bus(walked.gpa));
         };
-        // An implicit access in a mode where SMAP is off fills the set for SMAP on: right only if SMAP doesn't matter, so
-        // it is left out; those accesses are rare.
-        if actor == Actor::Explicit {
-            self.tlb.fill_data(
-                set,
-                Fill {
-                    page: address & !(PAGE_SIZE - 1),
-                    ram: page,
-                    read: walked.may_read,
-                    write: walked.may_write,
-                    large: walked.large,
-                },
-            );
+        let fill = Fill {
+            page: address & !(PAGE_SIZE - 1),
+            ram: page,
+            read: walked.may_read,
+            write: walked.may_write,
+            large: walked.large,
+        };
+        match actor {
+            Actor::Explicit => self.tlb.fill_data(self.tlb.current_set(), fill),
+            // The set serves code under SMAP too, so pages to which SMAP could apply stay out.
+            Actor::Implicit if !walked.user_page => self.tlb.fill_data(crate::tlb::SUPERVISOR, fill),
+            Actor::Implicit => {}
         }
         Ok(Target::Ram(RamOffset(page.0 + walked.gpa.offset())))
     }
@@ -359,13 +372,27 @@ impl Cpu {
     }
 
     /// Reads up to 8 bytes of a system structure (descriptor table, TSS) at a linear address, as supervisor.
-    pub(crate) fn read_system(&mut self, address: u64, size: u64, io: &mut dyn Platform) -> Result<u64, Stop> {
-        let place = self.place_linear(NO_SEGMENT, address, size, Intent::Read, Actor::Implicit, io)?;
+    pub(crate) fn read_system(
+        &mut self,
+        address: u64,
+        size: u64,
+        io: &mut dyn Platform,
+    ) -> Result<u64, Stop> {
+        let place = match self.tlb.read_implicit(address, size) {
+            Some(ram) => Place { first: Target::Ram(ram), second: None },
+            None => self.place_linear(NO_SEGMENT, address, size, Intent::Read, Actor::Implicit, io)?,
+        };
         Ok(self.load(&place, size, io))
     }
 
     /// Writes up to 8 bytes of a system structure at a linear address, as supervisor.
-    pub(crate) fn write_system(&mut self, address: u64, size: u64, value: u64, io: &mut dyn Platform) -> Step {
+    pub(crate) fn write_system(
+        &mut self,
+        address: u64,
+        size: u64,
+        value: u64,
+        io: &mut dyn Platform,
+    ) -> Step {
         let place = self.place_linear(NO_SEGMENT, address, size, Intent::Write, Actor::Implicit, io)?;
         self.store(&place, size, value, io);
         Ok(())
@@ -430,6 +457,9 @@ pub(crate) fn segment_fault(segment: u8) -> Exception {
 fn bus_chunk(address: u64, left: usize) -> usize {
     match left {
         1 | 2 | 4 | 8 => left,
-        _ => [8, 4, 2].into_iter().find(|size| address % *size as u64 == 0 && *size <= left).unwrap_or(1),
+        _ => [8, 4, 2]
+            .into_iter()
+            .find(|size| address.is_multiple_of(*size as u64) && *size <= left)
+            .unwrap_or(1),
     }
 }

@@ -209,7 +209,8 @@ impl Cpu {
         for (index, segment) in state.segments.iter().enumerate() {
             let base_counts = !flat || matches!(index, seg::FS | seg::GS);
             self.segment_base[index] = if base_counts { segment.base } else { 0 };
-            self.segment_fast[index] = if flat { FAST_READ | FAST_WRITE } else { fast_checks(segment, self.protected) };
+            self.segment_fast[index] =
+                if flat { FAST_READ | FAST_WRITE } else { fast_checks(segment, self.protected) };
         }
         self.special &= special::DEBUG_PENDING | special::RECHECK;
         if state.sti_shadow || state.mov_ss_shadow {

@@ -67,7 +67,12 @@ fn bitness(size: CodeSize) -> u32 {
 
 impl Cpu {
     /// Decodes the block at `key`, whose linear address is `address`.
-    pub(crate) fn decode_block(&mut self, key: Key, address: u64, io: &mut dyn Platform) -> Result<Block, Stop> {
+    pub(crate) fn decode_block(
+        &mut self,
+        key: Key,
+        address: u64,
+        io: &mut dyn Platform,
+    ) -> Result<Block, Stop> {
         let left = PAGE_SIZE - key.at.offset_in_page();
         let mut page = [0; PAGE_SIZE as usize];
         // More than a block can hold is not looked at, and not marked.
@@ -97,7 +102,13 @@ impl Cpu {
     }
 
     /// Decodes one instruction of which `head`, all the bytes up to the end of the page, is only the start.
-    fn decode_straddling(&mut self, key: Key, address: u64, head: &[u8], io: &mut dyn Platform) -> Result<Block, Stop> {
+    fn decode_straddling(
+        &mut self,
+        key: Key,
+        address: u64,
+        head: &[u8],
+        io: &mut dyn Platform,
+    ) -> Result<Block, Stop> {
         self.memory.mark_derived(key.at, head.len() as u64);
         let generation = self.memory.generation(key.at);
         let mut bytes = [0; MAX_BYTES];
@@ -232,8 +243,7 @@ fn lower(instruction: &Instruction, start: u16, error: DecoderError) -> Op {
         .or_else(|| vector::handler(instruction))
         .unwrap_or(undefined);
     let mut op = describe(instruction, start, run);
-    op.detail =
-        Some(Box::new(Detail { instruction: *instruction, stub: RefCell::new(StubCell::default()) }));
+    op.detail = Some(Box::new(Detail { instruction: *instruction, stub: RefCell::new(StubCell::default()) }));
     op
 }
 

@@ -138,8 +138,12 @@ mod tests {
     fn every_combination_survives_the_way_through_the_lazy_form() {
         let bits: Vec<Rflags> = Rflags::ARITHMETIC.iter().collect();
         for mask in 0..1 << bits.len() {
-            let flags: Rflags =
-                bits.iter().enumerate().filter(|(i, _)| mask & (1 << i) != 0).map(|(_, flag)| *flag).collect();
+            let flags: Rflags = bits
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| mask & (1 << i) != 0)
+                .map(|(_, flag)| *flag)
+                .collect();
             let mut lazy = Flags::from_rflags(flags);
             assert_eq!(lazy.to_rflags(), flags);
             lazy.set_cf(true);

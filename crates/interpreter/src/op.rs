@@ -86,7 +86,8 @@ fn memory_segment(instruction: &Instruction) -> u8 {
     if !ignored {
         return segment_slot(instruction.memory_segment());
     }
-    let stack = matches!(instruction.memory_base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP);
+    let stack =
+        matches!(instruction.memory_base(), Register::RSP | Register::RBP | Register::ESP | Register::EBP);
     segment_slot(if stack { Register::SS } else { Register::DS })
 }
 
@@ -106,7 +107,7 @@ pub(crate) fn address_mask(instruction: &Instruction) -> u64 {
         (base, _) => base,
     };
     let bytes = match register {
-        Register::None => u32::try_from(instruction.memory_displ_size()).unwrap_or(8).max(2),
+        Register::None => instruction.memory_displ_size().max(2),
         Register::EIP => 4,
         Register::RIP => 8,
         // VSIB: the index is a vector register.

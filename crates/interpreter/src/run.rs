@@ -232,7 +232,9 @@ fn run_block(
     match ops.get(done) {
         // Cut short: by the budget, or because code was written.
         Some(op) => cpu.rip = cpu.current_rip(op),
-        None if !ops.last().is_some_and(|op| op.ends_in_branch) => cpu.rip = cpu.mask_rip(rip.wrapping_add(block.len)),
+        None if !ops.last().is_some_and(|op| op.ends_in_branch) => {
+            cpu.rip = cpu.mask_rip(rip.wrapping_add(block.len))
+        }
         None => {}
     }
     Ok(())
@@ -312,7 +314,11 @@ fn run_careful(cpu: &mut Cpu, block: &crate::blocks::Block, io: &mut dyn Platfor
 
 impl Cpu {
     /// Where in RAM code at a linear address lies; `None` where it isn't RAM.
-    pub(crate) fn fetch_target(&mut self, address: u64, io: &mut dyn Platform) -> Result<Option<RamOffset>, Stop> {
+    pub(crate) fn fetch_target(
+        &mut self,
+        address: u64,
+        io: &mut dyn Platform,
+    ) -> Result<Option<RamOffset>, Stop> {
         if let Some(ram) = self.tlb.fetch(address) {
             return Ok(Some(ram));
         }

@@ -24,7 +24,13 @@ const STRETCH: u64 = 4096;
 trait Body {
     /// REPE and REPNE end on a comparison's outcome.
     const COMPARES: bool = false;
-    fn step<W: Width>(cpu: &mut Cpu, op: &Op, run: &Run, most: u64, io: &mut dyn Platform) -> Result<u64, Stop>;
+    fn step<W: Width>(
+        cpu: &mut Cpu,
+        op: &Op,
+        run: &Run,
+        most: u64,
+        io: &mut dyn Platform,
+    ) -> Result<u64, Stop>;
 }
 
 /// What is the same for all iterations.
@@ -125,7 +131,13 @@ fn string<B: Body, W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> S
 
 struct Movs;
 impl Body for Movs {
-    fn step<W: Width>(cpu: &mut Cpu, op: &Op, run: &Run, most: u64, io: &mut dyn Platform) -> Result<u64, Stop> {
+    fn step<W: Width>(
+        cpu: &mut Cpu,
+        op: &Op,
+        run: &Run,
+        most: u64,
+        io: &mut dyn Platform,
+    ) -> Result<u64, Stop> {
         let (from, to) = (run.offset(cpu, gpr::RSI), run.offset(cpu, gpr::RDI));
         let mut done = 1;
         if most > 1
@@ -168,7 +180,13 @@ fn copy_in_page<W: Width>(cpu: &mut Cpu, op: &Op, run: &Run, from: u64, to: u64,
 
 struct Stos;
 impl Body for Stos {
-    fn step<W: Width>(cpu: &mut Cpu, _: &Op, run: &Run, most: u64, io: &mut dyn Platform) -> Result<u64, Stop> {
+    fn step<W: Width>(
+        cpu: &mut Cpu,
+        _: &Op,
+        run: &Run,
+        most: u64,
+        io: &mut dyn Platform,
+    ) -> Result<u64, Stop> {
         let to = run.offset(cpu, gpr::RDI);
         let value: W = cpu.reg(gpr::RAX as u8, 0);
         let mut done = 1;
@@ -243,6 +261,7 @@ impl Body for Ins {
         let mut data = [0; 8];
         io.pio(port, Access::Read(&mut data[..W::BYTES as usize]));
         cpu.store(&place, W::BYTES, u64::from_le_bytes(data), io);
+        cpu.watch_io(port, W::BYTES);
         run.advance(cpu, gpr::RDI, 1);
         Ok(1)
     }
@@ -255,6 +274,7 @@ impl Body for Outs {
         cpu.check_io(port, W::BYTES as u8, io)?;
         let value: W = cpu.read(op.segment, run.offset(cpu, gpr::RSI), io)?;
         io.pio(port, Access::Write(&value.to_u64().to_le_bytes()[..W::BYTES as usize]));
+        cpu.watch_io(port, W::BYTES);
         run.advance(cpu, gpr::RSI, 1);
         Ok(1)
     }

@@ -122,7 +122,8 @@ impl Tlb {
     pub(crate) fn write(&self, address: u64, size: u64) -> Option<RamOffset> {
         let entry = &self.sets[self.data & (SETS - 1)][index(address)];
         let offset = address & !PAGE_MASK;
-        (entry.write == self.tag(address) && offset + size <= PAGE_SIZE).then(|| RamOffset(entry.ram + offset))
+        (entry.write == self.tag(address) && offset + size <= PAGE_SIZE)
+            .then(|| RamOffset(entry.ram + offset))
     }
 
     /// As [`Tlb::read`], for implicit supervisor accesses.

@@ -17,7 +17,9 @@ use x86::{Exception, Rflags, Vector};
 /// The handler of a vector, x87 or MMX instruction.
 pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
     match instruction.mnemonic() {
-        Mnemonic::Xsaves | Mnemonic::Xsaves64 | Mnemonic::Xrstors | Mnemonic::Xrstors64 => Some(execute_privileged),
+        Mnemonic::Xsaves | Mnemonic::Xsaves64 | Mnemonic::Xrstors | Mnemonic::Xrstors64 => {
+            Some(execute_privileged)
+        }
         _ => Native::supports(instruction).then_some(execute as Handler),
     }
 }

@@ -34,6 +34,8 @@ pub(crate) struct Walked {
     /// Whether further reads (and writes: writes) of the page need no walk.
     pub(crate) may_read: bool,
     pub(crate) may_write: bool,
+    /// User code may access the page, as far as its entries go.
+    pub(crate) user_page: bool,
     /// The page is larger than 4 KiB.
     pub(crate) large: bool,
 }
@@ -67,7 +69,7 @@ impl Cpu {
     ) -> Result<Walked, Stop> {
         if !self.paging() {
             let gpa = Gpa(address & 0xffff_ffff);
-            return Ok(Walked { gpa, may_read: true, may_write: true, large: false });
+            return Ok(Walked { gpa, may_read: true, may_write: true, user_page: true, large: false });
         }
         loop {
             // A failed update of an A or D bit means that somebody changed the entry: look again.
@@ -131,7 +133,8 @@ impl Cpu {
             rights &= entry;
             execute_disable |= nxe && pae && entry & pte::XD != 0;
             if !leaf {
-                if entry & pte::A == 0 && !self.update_entry(at, shape.entry_bytes, entry, entry | pte::A, io) {
+                if entry & pte::A == 0 && !self.update_entry(at, shape.entry_bytes, entry, entry | pte::A, io)
+                {
                     return None;
                 }
                 table = entry & self.physical_mask() & !0xfff & if pae { u64::MAX } else { 0xffff_ffff };
@@ -148,9 +151,7 @@ impl Cpu {
             let may_write = (writable || !write_protect) && key_write && key_read;
             let permitted = match intent {
                 _ if user && !user_page => false,
-                Intent::Fetch => {
-                    !execute_disable && (user || !user_page || self.state.cr4 & cr4::SMEP == 0)
-                }
+                Intent::Fetch => !execute_disable && (user || !user_page || self.state.cr4 & cr4::SMEP == 0),
                 _ if smap_hit => false,
                 Intent::Read => key_read,
                 Intent::Write => may_write,
@@ -185,6 +186,7 @@ impl Cpu {
                 gpa,
                 may_read: intent != Intent::Fetch && key_read,
                 may_write: intent != Intent::Fetch && may_write && updated & pte::D != 0,
+                user_page,
                 large: level > 1,
             }));
         }

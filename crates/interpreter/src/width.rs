@@ -66,9 +66,12 @@ macro_rules! width {
     };
 }
 
-width!(u8, i8, |register, value, shift| register & !(0xff << shift) | u64::from(value) << shift, |register, shift| {
-    (register >> shift) as u8
-});
+width!(
+    u8,
+    i8,
+    |register, value, shift| register & !(0xff << shift) | u64::from(value) << shift,
+    |register, shift| { (register >> shift) as u8 }
+);
 width!(u16, i16, |register, value, _| register & !0xffff | u64::from(value), |register, _| register as u16);
 // Writing the low half of a register clears the high one (SDM 1 3.4.1.1).
 width!(u32, i32, |_, value, _| u64::from(value), |register, _| register as u32);

@@ -78,6 +78,10 @@ impl Platform for VcpuPlatform {
         if Lapics::owns_msr(msr) {
             return self.board.lapics.wrmsr(self.id, msr, value).map_err(|_| GpFault);
         }
+        if msr == x86::msr::TSC_ADJUST {
+            self.board.lapics.set_tsc_offset(self.id, value);
+            return Ok(());
+        }
         self.msrs.write(msr, value)
     }
 

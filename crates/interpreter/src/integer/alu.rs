@@ -134,7 +134,10 @@ fn xadd<D: Dst, W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step
     cpu.flags = flags.get();
     let result = old.get().add(b);
     cpu.set_reg(op.src, op.src_shift, old.get());
-    if op.dst == op.src && op.dst_shift == op.src_shift && !op.instruction().op0_kind().eq(&iced_x86::OpKind::Memory) {
+    if op.dst == op.src
+        && op.dst_shift == op.src_shift
+        && !op.instruction().op0_kind().eq(&iced_x86::OpKind::Memory)
+    {
         cpu.set_reg(op.dst, op.dst_shift, result);
     }
     Ok(())
@@ -183,7 +186,8 @@ fn cmpxchg16b(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
         return Err(Exception::GP0.into());
     }
     let place = cpu.place_for_write(op.segment, offset, 16, io)?;
-    let pair = |high: usize, low: usize, cpu: &Cpu| u128::from(cpu.regs[high]) << 64 | u128::from(cpu.regs[low]);
+    let pair =
+        |high: usize, low: usize, cpu: &Cpu| u128::from(cpu.regs[high]) << 64 | u128::from(cpu.regs[low]);
     let expected = pair(gpr::RDX, gpr::RAX, cpu);
     let new = pair(gpr::RCX, gpr::RBX, cpu);
     let old = cpu.compare_exchange_16(&place, expected, new, io);

@@ -307,18 +307,20 @@ pub(crate) fn hot_handler(instruction: &Instruction) -> Option<Handler> {
             }
         }
         Mnemonic::Push => match form(instruction) {
-            Some(Form::Reg) => by_stack_size!(size(instruction), push_register::<>),
-            Some(Form::Mem) => by_stack_size!(size(instruction), push_memory::<>),
+            Some(Form::Reg) => by_stack_size!(size(instruction), push_register),
+            Some(Form::Mem) => by_stack_size!(size(instruction), push_memory),
             // A segment register.
             _ if kind == OpKind::Register => None,
-            _ => by_stack_size!(instruction.stack_pointer_increment().unsigned_abs() as usize, push_immediate::<>),
+            _ => {
+                by_stack_size!(instruction.stack_pointer_increment().unsigned_abs() as usize, push_immediate)
+            }
         },
         Mnemonic::Pop => match form(instruction) {
-            Some(Form::Reg) => by_stack_size!(size(instruction), pop_register::<>),
-            Some(Form::Mem) => by_stack_size!(size(instruction), pop_memory::<>),
+            Some(Form::Reg) => by_stack_size!(size(instruction), pop_register),
+            Some(Form::Mem) => by_stack_size!(size(instruction), pop_memory),
             _ => None,
         },
-        Mnemonic::Leave => by_stack_size!(instruction_width(instruction), leave::<>),
+        Mnemonic::Leave => by_stack_size!(instruction_width(instruction), leave),
         _ => None,
     }
 }
@@ -344,7 +346,7 @@ pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
         Mnemonic::Pushad => Some(pusha::<u32>),
         Mnemonic::Popa => Some(popa::<u16>),
         Mnemonic::Popad => Some(popa::<u32>),
-        Mnemonic::Enter => by_stack_size!(instruction_width(instruction), enter::<>),
+        Mnemonic::Enter => by_stack_size!(instruction_width(instruction), enter),
         _ => None,
     }
 }

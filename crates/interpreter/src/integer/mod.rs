@@ -12,8 +12,8 @@ mod raw;
 mod shifts;
 
 use crate::op::Handler;
-use iced_x86::Instruction;
 pub(crate) use alu::compare;
+use iced_x86::Instruction;
 pub(crate) use moves::condition;
 
 /// Specialised handlers for what programs do most. They don't look at `Op::detail`.

@@ -221,7 +221,7 @@ pub(crate) fn hot_handler(instruction: &Instruction) -> Option<Handler> {
         Mnemonic::Movsx | Mnemonic::Movsxd => {
             pick_extension::<true>(operand_size(instruction, 1), size, form == Form::RegMem)
         }
-        Mnemonic::Lea => by_wide_width!(size, lea::<>),
+        Mnemonic::Lea => by_wide_width!(size, lea),
         Mnemonic::Movnti | Mnemonic::Movdiri if form == Form::MemReg => by_width!(size, mov::<Mem, Reg>),
         _ if condition(instruction).is_some() => match (form, size) {
             (Form::RegReg, _) => by_wide_width!(size, cmov::<Reg>),
@@ -239,11 +239,11 @@ pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
     let size = size(instruction);
     match instruction.mnemonic() {
         Mnemonic::Xchg if (0..2).any(|number| instruction.op_kind(number) == OpKind::Memory) => {
-            by_width!(size, xchg_memory::<>)
+            by_width!(size, xchg_memory)
         }
-        Mnemonic::Xchg => by_width!(size, xchg_registers::<>),
-        Mnemonic::Movbe => by_wide_width!(size, movbe::<>),
-        Mnemonic::Bswap => by_wide_width!(size, bswap::<>),
+        Mnemonic::Xchg => by_width!(size, xchg_registers),
+        Mnemonic::Movbe => by_wide_width!(size, movbe),
+        Mnemonic::Bswap => by_wide_width!(size, bswap),
         Mnemonic::Xlatb => Some(xlat),
         Mnemonic::Lahf => Some(lahf),
         Mnemonic::Sahf => Some(sahf),

@@ -142,7 +142,7 @@ pub(crate) fn hot_handler(instruction: &Instruction) -> Option<Handler> {
 pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
     let size = size(instruction);
     match instruction.mnemonic() {
-        Mnemonic::Mulx => by_wide_width!(size, mulx::<>),
+        Mnemonic::Mulx => by_wide_width!(size, mulx),
         _ => None,
     }
 }

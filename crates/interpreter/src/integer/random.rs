@@ -28,8 +28,8 @@ fn store<W: Width>(cpu: &mut Cpu, op: &Op, number: Option<u64>) {
 /// The handler of a random-number instruction.
 pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
     match instruction.mnemonic() {
-        Mnemonic::Rdrand => by_wide_width!(size(instruction), rdrand::<>),
-        Mnemonic::Rdseed => by_wide_width!(size(instruction), rdseed::<>),
+        Mnemonic::Rdrand => by_wide_width!(size(instruction), rdrand),
+        Mnemonic::Rdseed => by_wide_width!(size(instruction), rdseed),
         _ => None,
     }
 }

@@ -150,7 +150,8 @@ impl Double for Shrd {
 
 fn double<O: Double, D: Dst, W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
     let instruction = op.instruction();
-    let count = if instruction.op2_kind() == OpKind::Register { cpu.regs[1] as u8 } else { instruction.immediate8() };
+    let count =
+        if instruction.op2_kind() == OpKind::Register { cpu.regs[1] as u8 } else { instruction.immediate8() };
     let count = u32::from(count) & count_mask::<W>();
     let b: W = cpu.reg(op.src, op.src_shift);
     D::update(cpu, op, io, |flags, a: W| {

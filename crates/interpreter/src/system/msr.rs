@@ -56,6 +56,12 @@ impl Cpu {
         })
     }
 
+    /// The machine times TSC deadlines, so it has to know how far this vCPU's TSC has been moved.
+    fn tell_tsc_adjust(&mut self, io: &mut dyn Platform) {
+        // A machine without such timers has nothing to say.
+        let _ = io.wrmsr(msr::TSC_ADJUST, self.state.tsc_adjust);
+    }
+
     pub(crate) fn write_msr(&mut self, number: u32, value: u64, io: &mut dyn Platform) -> Step {
         let canonical = self.is_canonical(value);
         let check = |good: bool| if good { Ok(()) } else { Err(Stop::from(Exception::GP0)) };
@@ -65,11 +71,13 @@ impl Cpu {
                 self.state.tsc_offset = self.state.tsc_offset.wrapping_add(delta);
                 // SDM 3B 17.17.3: a write to the TSC moves TSC_ADJUST by as much.
                 self.state.tsc_adjust = self.state.tsc_adjust.wrapping_add(delta);
+                self.tell_tsc_adjust(io);
             }
             msr::TSC_ADJUST if self.offers(7, 0, Output::Ebx, 1) => {
                 let delta = value.wrapping_sub(self.state.tsc_adjust);
                 self.state.tsc_offset = self.state.tsc_offset.wrapping_add(delta);
                 self.state.tsc_adjust = value;
+                self.tell_tsc_adjust(io);
             }
             msr::TSC_AUX => {
                 check(value >> 32 == 0)?;
