@@ -171,7 +171,7 @@ fn decode_run(bytes: &[u8], size: CodeSize) -> Vec<Op> {
             // Gets a block of its own.
             break;
         }
-        let op = lower(&instruction, start as u16, decoder.last_error());
+        let op = lower(&instruction, start as u16, why_invalid(&instruction, &bytes[start..], size));
         let ends = ends_block(&instruction);
         ops.push(op);
         if ends {
@@ -185,7 +185,7 @@ fn decode_run(bytes: &[u8], size: CodeSize) -> Vec<Op> {
 fn single(key: Key, bytes: &[u8], generation: u32, second: Option<(RamOffset, u32)>) -> Block {
     let mut decoder = Decoder::with_ip(bitness(key.size), bytes, 0, DecoderOptions::NONE);
     let instruction = decoder.decode();
-    let op = lower(&instruction, 0, decoder.last_error());
+    let op = lower(&instruction, 0, why_invalid(&instruction, bytes, key.size));
     let len = instruction.len().clamp(1, bytes.len());
     Block::new(key, vec![op], bytes[..len].to_vec(), generation, second)
 }
@@ -223,11 +223,22 @@ fn ends_block(instruction: &Instruction) -> bool {
     }
 }
 
+/// What an invalid instruction at the start of `bytes` raises: `#GP(0)` if it goes on beyond 15 bytes (SDM 2A 2.3.11), else `#UD`.
+fn why_invalid(instruction: &Instruction, bytes: &[u8], size: CodeSize) -> Handler {
+    if !instruction.is_invalid() || bytes.len() < MAX_BYTES {
+        return undefined;
+    }
+    // Iced calls both undefined. Only redundant prefixes make an instruction that long, so it is the same without its
+    // first byte, and then the end of the bytes tells.
+    let mut decoder = Decoder::with_ip(bitness(size), &bytes[1..MAX_BYTES], 0, DecoderOptions::NONE);
+    let _ = decoder.decode();
+    if decoder.last_error() == DecoderError::NoMoreBytes { too_long } else { undefined }
+}
+
 /// Picks the handler.
-fn lower(instruction: &Instruction, start: u16, error: DecoderError) -> Op {
+fn lower(instruction: &Instruction, start: u16, invalid: Handler) -> Op {
     if instruction.is_invalid() {
-        let run: Handler = if error == DecoderError::NoMoreBytes { too_long } else { undefined };
-        let mut op = describe(&Instruction::default(), start, run);
+        let mut op = describe(&Instruction::default(), start, invalid);
         op.next = start + instruction.len().max(1) as u16;
         return op;
     }

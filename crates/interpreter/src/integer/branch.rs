@@ -3,7 +3,7 @@
 //! A near branch outside 64-bit mode truncates RIP to its operand size and checks CS's limit; in 64-bit mode it checks
 //! canonicality.
 
-use super::form::{Dst, Form, Mem, Reg, form, size};
+use super::form::{Dst, Form, Mem, Reg, by_wide_width, form, size};
 use super::moves::condition;
 use crate::cpu::{Cpu, Step};
 use crate::op::{Handler, Op};
@@ -276,10 +276,6 @@ macro_rules! by_branch {
     };
 }
 
-macro_rules! by_stack_size {
-    ($size:expr, $handler:ident::<$($arg:ty),*>) => { super::form::by_wide_width!($size, $handler::<$($arg),*>) };
-}
-
 /// The frequent ones.
 pub(crate) fn hot_handler(instruction: &Instruction) -> Option<Handler> {
     let kind = instruction.op0_kind();
@@ -299,28 +295,28 @@ pub(crate) fn hot_handler(instruction: &Instruction) -> Option<Handler> {
         {
             let call = instruction.is_call_near_indirect();
             match (form(instruction)?, call) {
-                (Form::Reg, false) => by_stack_size!(size(instruction), jmp_indirect::<Reg>),
-                (Form::Mem, false) => by_stack_size!(size(instruction), jmp_indirect::<Mem>),
-                (Form::Reg, true) => by_stack_size!(size(instruction), call_indirect::<Reg>),
-                (Form::Mem, true) => by_stack_size!(size(instruction), call_indirect::<Mem>),
+                (Form::Reg, false) => by_wide_width!(size(instruction), jmp_indirect::<Reg>),
+                (Form::Mem, false) => by_wide_width!(size(instruction), jmp_indirect::<Mem>),
+                (Form::Reg, true) => by_wide_width!(size(instruction), call_indirect::<Reg>),
+                (Form::Mem, true) => by_wide_width!(size(instruction), call_indirect::<Mem>),
                 _ => None,
             }
         }
         Mnemonic::Push => match form(instruction) {
-            Some(Form::Reg) => by_stack_size!(size(instruction), push_register),
-            Some(Form::Mem) => by_stack_size!(size(instruction), push_memory),
+            Some(Form::Reg) => by_wide_width!(size(instruction), push_register),
+            Some(Form::Mem) => by_wide_width!(size(instruction), push_memory),
             // A segment register.
             _ if kind == OpKind::Register => None,
             _ => {
-                by_stack_size!(instruction.stack_pointer_increment().unsigned_abs() as usize, push_immediate)
+                by_wide_width!(instruction.stack_pointer_increment().unsigned_abs() as usize, push_immediate)
             }
         },
         Mnemonic::Pop => match form(instruction) {
-            Some(Form::Reg) => by_stack_size!(size(instruction), pop_register),
-            Some(Form::Mem) => by_stack_size!(size(instruction), pop_memory),
+            Some(Form::Reg) => by_wide_width!(size(instruction), pop_register),
+            Some(Form::Mem) => by_wide_width!(size(instruction), pop_memory),
             _ => None,
         },
-        Mnemonic::Leave => by_stack_size!(instruction_width(instruction), leave),
+        Mnemonic::Leave => by_wide_width!(instruction_width(instruction), leave),
         _ => None,
     }
 }
@@ -346,7 +342,7 @@ pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
         Mnemonic::Pushad => Some(pusha::<u32>),
         Mnemonic::Popa => Some(popa::<u16>),
         Mnemonic::Popad => Some(popa::<u32>),
-        Mnemonic::Enter => by_stack_size!(instruction_width(instruction), enter),
+        Mnemonic::Enter => by_wide_width!(instruction_width(instruction), enter),
         _ => None,
     }
 }

@@ -175,12 +175,12 @@ pub(crate) fn size(instruction: &Instruction) -> usize {
 
 /// `$handler::<$args.., W>` for the width in bytes `$size`.
 macro_rules! by_width {
-    ($size:expr, $handler:ident::<$($arg:ty),*>) => {
+    ($size:expr, $handler:ident $(::<$($arg:ty),*>)?) => {
         match $size {
-            1 => Some($handler::<$($arg,)* u8> as $crate::op::Handler),
-            2 => Some($handler::<$($arg,)* u16> as $crate::op::Handler),
-            4 => Some($handler::<$($arg,)* u32> as $crate::op::Handler),
-            8 => Some($handler::<$($arg,)* u64> as $crate::op::Handler),
+            1 => Some($handler::<$($($arg,)*)? u8> as $crate::op::Handler),
+            2 => Some($handler::<$($($arg,)*)? u16> as $crate::op::Handler),
+            4 => Some($handler::<$($($arg,)*)? u32> as $crate::op::Handler),
+            8 => Some($handler::<$($($arg,)*)? u64> as $crate::op::Handler),
             _ => None,
         }
     };
@@ -188,11 +188,11 @@ macro_rules! by_width {
 
 /// The same without bytes.
 macro_rules! by_wide_width {
-    ($size:expr, $handler:ident::<$($arg:ty),*>) => {
+    ($size:expr, $handler:ident $(::<$($arg:ty),*>)?) => {
         match $size {
-            2 => Some($handler::<$($arg,)* u16> as $crate::op::Handler),
-            4 => Some($handler::<$($arg,)* u32> as $crate::op::Handler),
-            8 => Some($handler::<$($arg,)* u64> as $crate::op::Handler),
+            2 => Some($handler::<$($($arg,)*)? u16> as $crate::op::Handler),
+            4 => Some($handler::<$($($arg,)*)? u32> as $crate::op::Handler),
+            8 => Some($handler::<$($($arg,)*)? u64> as $crate::op::Handler),
             _ => None,
         }
     };
