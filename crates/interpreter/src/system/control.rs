@@ -170,6 +170,7 @@ fn xcr0_is_valid(value: u64) -> bool {
 
 /// MOV to a control register.
 pub(super) fn mov_to_control(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
+    super::serialize();
     let register = op.instruction().op0_register();
     if !matches!(register, Register::CR0 | Register::CR2 | Register::CR3 | Register::CR4 | Register::CR8) {
         return Err(Exception::UD.into());
@@ -218,6 +219,7 @@ pub(super) fn clts(cpu: &mut Cpu, _: &Op, _: &mut dyn Platform) -> Step {
 
 /// INVLPG.
 pub(super) fn invlpg(cpu: &mut Cpu, op: &Op, _: &mut dyn Platform) -> Step {
+    super::serialize();
     cpu.require_cpl0()?;
     let offset = cpu.effective_address(op);
     let mut address = cpu.segment_base[usize::from(op.segment & 7)].wrapping_add(offset);
@@ -233,6 +235,7 @@ pub(super) fn invlpg(cpu: &mut Cpu, op: &Op, _: &mut dyn Platform) -> Step {
 
 /// INVPCID (SDM 2A INVPCID).
 pub(super) fn invpcid(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
+    super::serialize();
     if !cpu.offers(7, 0, super::Output::Ebx, 10) {
         return Err(Exception::UD.into());
     }
@@ -262,6 +265,7 @@ pub(super) fn invpcid(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
 
 /// INVD, WBINVD, WBNOINVD: there are no caches to write back.
 pub(super) fn write_back(cpu: &mut Cpu, _: &Op, _: &mut dyn Platform) -> Step {
+    super::serialize();
     cpu.require_cpl0()
 }
 

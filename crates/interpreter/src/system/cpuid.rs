@@ -93,6 +93,7 @@ impl Cpu {
 
 /// CPUID.
 pub(super) fn cpuid(cpu: &mut Cpu, _: &Op, io: &mut dyn Platform) -> Step {
+    super::serialize();
     let answer = cpu.cpuid(cpu.regs[0] as u32, cpu.regs[1] as u32, io);
     cpu.regs[0] = answer.eax.into();
     cpu.regs[3] = answer.ebx.into();

@@ -17,6 +17,7 @@ const COMMON: Rflags = Rflags::ARITHMETIC.union(Rflags::TF).union(Rflags::DF).un
 
 /// IRET, IRETD, IRETQ.
 pub(super) fn iret(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
+    super::serialize();
     let size = match op.instruction().mnemonic() {
         Mnemonic::Iret => 2,
         Mnemonic::Iretd => 4,

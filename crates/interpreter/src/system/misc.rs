@@ -8,8 +8,14 @@ use x86::control::cr4;
 use x86::state::Activity;
 use x86::{Exception, msr};
 
-/// Nothing: NOP, PAUSE, ENDBR, fences, prefetches, hints.
+/// Nothing: NOP, PAUSE, ENDBR, LFENCE, SFENCE (stores are in order already), prefetches, hints.
 pub(super) fn nothing(_: &mut Cpu, _: &Op, _: &mut dyn Platform) -> Step {
+    Ok(())
+}
+
+/// MFENCE: the host's, since guest loads and stores are the host's own.
+pub(super) fn fence(_: &mut Cpu, _: &Op, _: &mut dyn Platform) -> Step {
+    super::serialize();
     Ok(())
 }
 
@@ -132,5 +138,6 @@ pub(super) fn rdpmc(cpu: &mut Cpu, _: &Op, io: &mut dyn Platform) -> Step {
 
 /// SERIALIZE.
 pub(super) fn serialize(cpu: &mut Cpu, _: &Op, _: &mut dyn Platform) -> Step {
+    super::serialize();
     if cpu.offers(7, 0, Output::Edx, 14) { Ok(()) } else { Err(Exception::UD.into()) }
 }

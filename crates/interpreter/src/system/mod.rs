@@ -104,6 +104,7 @@ pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
         M::Rdpid => misc::rdpid,
         M::Rdpmc => misc::rdpmc,
         M::Serialize => misc::serialize,
+        M::Mfence => misc::fence,
         M::Clflush | M::Clflushopt | M::Clwb => misc::flush_line,
 
         M::Nop
@@ -111,7 +112,6 @@ pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
         | M::Endbr32
         | M::Endbr64
         | M::Lfence
-        | M::Mfence
         | M::Sfence
         | M::Prefetchnta
         | M::Prefetcht0
@@ -184,4 +184,10 @@ fn mov(instruction: &Instruction) -> Option<Handler> {
     } else {
         return None;
     })
+}
+
+/// What serializing instructions do to memory order: every store before is visible to all before anything after is done
+/// (SDM 3A 8.3).
+fn serialize() {
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
 }

@@ -154,6 +154,7 @@ pub(super) fn rdmsr(cpu: &mut Cpu, _: &Op, io: &mut dyn Platform) -> Step {
 
 /// WRMSR.
 pub(super) fn wrmsr(cpu: &mut Cpu, _: &Op, io: &mut dyn Platform) -> Step {
+    super::serialize();
     cpu.require_cpl0()?;
     cpu.write_msr(cpu.regs[1] as u32, cpu.edx_eax(), io)
 }

@@ -27,6 +27,7 @@ impl Cpu {
 
 /// LGDT, LIDT.
 pub(super) fn load_table(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
+    super::serialize();
     cpu.require_cpl0()?;
     let at = cpu.effective_address(op);
     let limit: u16 = cpu.read(op.segment, at, io)?;
