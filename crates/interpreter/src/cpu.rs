@@ -181,6 +181,10 @@ impl Cpu {
     pub(crate) fn set_rflags(&mut self, flags: Rflags) {
         self.flags = Flags::from_rflags(flags);
         self.state.rflags = flags | Rflags::ONE;
+        if flags.contains(Rflags::IF) {
+            // Something may have been waiting for it.
+            self.special |= special::RECHECK;
+        }
         self.update_mode();
     }
 
