@@ -4,6 +4,7 @@
 //! checkout's `cache/`, nothing is installed on the host.
 
 mod bench;
+mod fuzz;
 mod guests;
 mod layers;
 
@@ -21,7 +22,9 @@ usage: cargo xtask COMMAND
   test                  builds the release binary, fetches the guests, runs all tests
   bench [--runs N]      boot time and integer loop, Ombra against qemu-system-x86_64 (TCG) where that is installed
   fuzz oracle [N]       N random cases (default 5000000) on the host CPU against the interpreter
-  fuzz TARGET [SECONDS] a cargo-fuzz target of fuzz/ (default 600 seconds); needs cargo-fuzz and a nightly toolchain
+  fuzz TARGET [--seconds N]
+                        libFuzzer on a target of fuzz/ for N seconds (default 600); needs a C++ compiler
+  fuzz TARGET FILE      one input again
 ";
 
 fn main() -> ExitCode {
@@ -38,7 +41,7 @@ fn main() -> ExitCode {
             Ok(runs) if runs > 0 => bench::run(&root(), runs),
             _ => Err(anyhow::anyhow!("--runs wants a number from 1, not `{runs}`")),
         },
-        ["fuzz", rest @ ..] => fuzz(rest),
+        ["fuzz", rest @ ..] => fuzz_any(rest),
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);
@@ -87,6 +90,7 @@ fn check() -> Result<()> {
         .args(["--edition", "2024", "--check", "guests/init/src/main.rs"])
         .current_dir(root()))?;
     run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
+    fuzz::check()?;
     layers::check(&root())
 }
 
@@ -104,16 +108,15 @@ fn test() -> Result<()> {
     } else {
         command.args(["test", "--workspace", "--no-fail-fast"]);
     }
-    run(command.env("OMBRA_BIN", binary).env("OMBRA_CACHE", guests::cache(&root())))
+    run(command.env("OMBRA_BIN", binary).env("OMBRA_CACHE", guests::cache(&root())))?;
+    fuzz::regression()
 }
 
-fn fuzz(words: &[&str]) -> Result<()> {
+fn fuzz_any(words: &[&str]) -> Result<()> {
     match words {
         ["oracle"] => fuzz_oracle("5000000"),
         ["oracle", cases] => fuzz_oracle(cases),
-        [target] => fuzz_target(target, "600"),
-        [target, seconds] => fuzz_target(target, seconds),
-        _ => bail!("fuzz wants `oracle [CASES]` or a target of fuzz/ and optionally seconds"),
+        _ => fuzz::command(words),
     }
 }
 
@@ -124,14 +127,4 @@ fn fuzz_oracle(cases: &str) -> Result<()> {
     run(cargo()
         .args(["test", "--release", "--package", "conformance", "--test", "oracle", "--", "--nocapture"])
         .env("ORACLE_CASES", cases))
-}
-
-fn fuzz_target(target: &str, seconds: &str) -> Result<()> {
-    if seconds.parse::<u64>().is_err() {
-        bail!("`{seconds}` isn't a number of seconds");
-    }
-    if !root().join("fuzz/Cargo.toml").exists() {
-        bail!("there is no fuzz/ in this checkout yet");
-    }
-    run(cargo().args(["+nightly", "fuzz", "run", target, "--", &format!("-max_total_time={seconds}")]))
 }
