@@ -18,6 +18,10 @@ const COMMON: Rflags = Rflags::ARITHMETIC.union(Rflags::TF).union(Rflags::DF).un
 /// IRET, IRETD, IRETQ.
 pub(super) fn iret(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
     super::serialize();
+    // NMIs are unblocked even if the instruction faults (SDM 3A 6.7.1).
+    if std::mem::take(&mut cpu.state.nmi_blocked) {
+        cpu.special |= special::RECHECK;
+    }
     let size = match op.instruction().mnemonic() {
         Mnemonic::Iret => 2,
         Mnemonic::Iretd => 4,
@@ -40,9 +44,8 @@ pub(super) fn iret(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
 }
 
 impl Cpu {
-    /// IRET opens the window for NMIs (SDM 3A 6.7.1), and maybe for interrupts.
+    /// IRET may open the window for interrupts.
     fn after_iret(&mut self) {
-        self.state.nmi_blocked = false;
         self.update_mode();
         self.special |= special::RECHECK;
     }
