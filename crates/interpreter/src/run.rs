@@ -36,10 +36,15 @@ impl InterpretedVcpu {
         self.cpu.special |= special::RECHECK;
         let (mut seen, mut stuck) = (0, 0);
         loop {
-            if (self.cpu.special != 0 || self.cpu.kicker.is_requested())
-                && let Some(exit) = self.attend(io)
-            {
-                return exit;
+            if self.cpu.special != 0 || self.cpu.kicker.is_requested() {
+                if let Some(exit) = self.attend(io) {
+                    return exit;
+                }
+                // An event was taken; the next one may be due before any instruction (a trap gate leaves IF set), and a
+                // CPU that now waits for a start-up IPI executes none.
+                if self.cpu.special & special::RECHECK != 0 {
+                    continue;
+                }
             }
             if left == 0 {
                 return Exit::Budget;
@@ -168,7 +173,8 @@ impl InterpretedVcpu {
             let interrupt = cpu.state.rflags.contains(Rflags::IF) && !shadow;
             // After INIT nothing but a start-up IPI gets through (SDM 3A 8.4.2).
             let awake = cpu.state.activity != Activity::WaitForStartup;
-            let nmi = awake && !cpu.state.nmi_blocked && !cpu.state.mov_ss_shadow;
+            // STI's shadow holds NMIs back too, as it does on the CPUs that kernels are tested on (SDM 2B STI: it may).
+            let nmi = awake && !cpu.state.nmi_blocked && !shadow;
             let window = Window { nmi, interrupt: awake && interrupt };
             match io.take_event(window) {
                 Some(event) => {
