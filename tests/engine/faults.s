@@ -580,11 +580,11 @@ after:  nop
 fault:  mov     eax, [DATA]
 
 #: case    a stack that isn't canonical while a fault is delivered
-#: manual  SDM 3A 6.15 interrupt 12
+#: manual  SDM 2A INT n; 3A 6.13
 #: mode    long user
 #: qword   TSS + 4 = 1 << 50
 #: gate    12 = int64 CODE64:STUBS+0xc0 ist=1
-#: ends    #SS(0) at fault
+#: ends    #SS(1) at fault
 fault:  ud2
 
 #: case    #DE on top of #DE is a double fault

@@ -594,3 +594,105 @@ fault:  swapgs
 #: mode    compat
 #: ends    #UD at fault
 fault:  .byte   0x0f, 0x01, 0xf8
+
+#: case    a call gate to conforming code of ring 0 stays in ring 3
+#: manual  SDM 3A 5.8.4
+#: mode    flat32 user
+#: gdt     SELECTORS = callgate32 SELECTORS+8:inner dpl=3
+#: gdt     SELECTORS + 8 = code32 conforming
+#: ends    #GP(0) at inner
+#: expect  frame.cs = SELECTORS + 8 + 3, frame.sp = STACK - 8, dword(STACK - 8) = back, dword(STACK - 4) = USER32
+        .byte   0x9a
+        .long   0
+        .word   SELECTORS
+back:   hlt
+inner:  hlt
+
+#: case    a call gate's parameters are read with ring 3's stack, and a fault there leaves all
+#: manual  SDM 2A CALL; 3A 5.8.5
+#: mode    paged32 user
+#: gdt     SELECTORS = callgate32 CODE32:fault dpl=3 count=2
+#: pte     DATA + 0x1000 = 0
+#: set     esp = DATA + 0xffc
+#: ends    #PF(4) at fault
+#: expect  cr2 = DATA + 0x1000, frame.sp = DATA + 0xffc, frame.cs = USER32
+fault:  .byte   0x9a
+        .long   0
+        .word   SELECTORS
+
+#: case    an inner stack that faults leaves the outer ring's registers
+#: manual  SDM 3A 6.12.1
+#: mode    paged32 user
+#: gdt     SELECTORS = callgate32 RING1:fault dpl=3
+#: dword   TSS + 12 = DATA + 8
+#: pte     DATA = 0
+#: ends    #PF(2) at fault
+#: expect  frame.cs = USER32, frame.ss = UDATA, frame.sp = STACK
+fault:  .byte   0x9a
+        .long   0
+        .word   SELECTORS
+
+#: case    a far return in 64-bit code with REX.W
+#: manual  SDM 2B RET
+#: mode    long
+#: ends    #GP(0) at outer
+#: expect  frame.cs = USER64, frame.ss = UDATA, frame.sp = 0xc800
+        push    UDATA
+        push    0xc800
+        push    USER64
+        push    offset outer
+        rex.w retf
+outer:  hlt
+
+#: case    a far return to the null selector
+#: manual  SDM 2B RET
+#: mode    flat32
+#: ends    #GP(0) at fault
+        push    3
+        push    offset fault
+fault:  retf
+
+#: case    a far return to an absent segment leaves ESP
+#: manual  SDM 2B RET
+#: mode    flat32
+#: gdt     SELECTORS = code32 absent
+#: ends    #NP(SELECTORS) at fault
+#: expect  esp = STACK - 8 - 16
+        push    SELECTORS
+        push    offset fault
+fault:  retf
+
+#: case    IRET of a frame across an absent page leaves RSP
+#: manual  SDM 2A IRET; 3A 6.5
+#: mode    long
+#: pte     DATA + 0x1000 = 0
+#: gate    14 = int64 CODE64:handler ist=1
+#: expect  qword(IST1 - 16) = DATA + 0xff0, cr2 = DATA + 0x1000
+        mov     esp, DATA + 0xff0
+        iretq
+handler: hlt
+
+#: case    SYSRET clears RF and keeps what R11 says otherwise
+#: manual  SDM 2B SYSRET
+#: mode    long
+#: set     star = 0x003b001800000000, rcx = outer, r11 = RF | VM | AC | ID | IOPL | 3
+#: ends    #GP(0) at fault
+#: expect  frame.flags & (AC | ID | IOPL | CF | VM) = AC | ID | IOPL | CF
+        sysretq
+outer:  nop
+fault:  mov     rax, cr0
+
+#: case    SYSCALL saves RFLAGS with RF clear and masks all that FMASK says
+#: manual  SDM 2B SYSCALL
+#: mode    long user
+#: set     star = 0x003b001800000000, lstar = done, sfmask = 0xffffffff, rflags = AC | ID | DF | CF | 2
+#: expect  rflags = 2, r11 = AC | ID | DF | CF | 2
+        syscall
+done:   hlt
+
+#: case    SYSCALL in compatibility mode goes to CSTAR's address on no CPU of Intel's
+#: manual  SDM 2B SYSCALL
+#: mode    compat user
+#: set     star = 0x003b001800000000, cstar = CODE
+#: ends    #UD at fault
+fault:  syscall

@@ -40,7 +40,8 @@ pub(super) fn assemble(text: &str, mode: Mode, first_line: usize) -> Result<Prog
         assembler.arg("--defsym").arg(format!("{name}={value:#x}"));
     }
     // A line marker, as a preprocessor leaves it: complaints then name the case's own lines.
-    let source = format!(".intel_syntax noprefix\n.code{}\n# {first_line} \"case\"\n{text}\n", mode.code_size());
+    let source =
+        format!(".intel_syntax noprefix\n.code{}\n# {first_line} \"case\"\n{text}\n", mode.code_size());
     run(&mut assembler, Some(&source))?;
     let mut linker = Command::new("ld");
     linker.args(["-m", "elf_x86_64", "-n", "-static", "--build-id=none", "-e", "0"]);
@@ -53,7 +54,8 @@ fn run(command: &mut Command, input: Option<&str>) -> Result<(), String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let broke = |error: std::io::Error| format!("{name}: {error}");
     let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
-    let mut child = command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(broke)?;
+    let mut child =
+        command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(broke)?;
     if let (Some(mut pipe), Some(input)) = (child.stdin.take(), input) {
         pipe.write_all(input.as_bytes()).map_err(broke)?;
     }

@@ -69,8 +69,24 @@ pub(super) struct Setting {
 const BUDGET: u64 = 20_000;
 
 const SETTINGS: &[&str] = &[
-    "set", "byte", "word", "dword", "qword", "pte", "pde", "pdpte", "pml4e", "pml5e", "supervisor", "gdt", "ldt",
-    "gate", "tss16", "tss32", "port", "on-halt",
+    "set",
+    "byte",
+    "word",
+    "dword",
+    "qword",
+    "pte",
+    "pde",
+    "pdpte",
+    "pml4e",
+    "pml5e",
+    "supervisor",
+    "gdt",
+    "ldt",
+    "gate",
+    "tss16",
+    "tss32",
+    "port",
+    "on-halt",
 ];
 
 /// All cases of a file.
@@ -111,7 +127,9 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Case>, String> {
             });
             continue;
         }
-        let Some(case) = cases.last_mut() else { return Err(complain("a directive before the first `#: case`")) };
+        let Some(case) = cases.last_mut() else {
+            return Err(complain("a directive before the first `#: case`"));
+        };
         case.text.push('\n');
         match word {
             "manual" => case.manual = rest,
@@ -146,7 +164,8 @@ mod tests {
 
     #[test]
     fn a_file_is_split_into_its_cases() {
-        let text = "# About.\n#: case one\n#: manual A\n nop\n#: case two\n#: manual B\n#: mode long user\n hlt\n";
+        let text =
+            "# About.\n#: case one\n#: manual A\n nop\n#: case two\n#: manual B\n#: mode long user\n hlt\n";
         let cases = parse("f.s", text).expect("a sound file");
         assert_eq!(cases.len(), 2);
         assert_eq!((cases[1].name.as_str(), cases[1].place.as_str()), ("two", "f.s:5"));

@@ -336,9 +336,7 @@ pub(super) fn furnish(memory: &GuestMemory, mode: Mode) {
         }
     }
     if mode.is_long() {
-        for (at, value) in
-            [(4, STACK0), (12, 0xe800), (20, 0xf000), (0x24, 0xf800), (0x2c, 0xfc00)]
-        {
+        for (at, value) in [(4, STACK0), (12, 0xe800), (20, 0xf000), (0x24, 0xf800), (0x2c, 0xfc00)] {
             put(TSS + at, 8, value);
         }
     } else {

@@ -81,7 +81,10 @@ impl Parser<'_> {
             if !self.take(")") {
                 return Err("a `)` is missing".to_owned());
             }
-            return self.names.call(word, argument).ok_or_else(|| format!("`{word}({argument:#x})` is unknown"));
+            return self
+                .names
+                .call(word, argument)
+                .ok_or_else(|| format!("`{word}({argument:#x})` is unknown"));
         }
         self.names.name(word).ok_or_else(|| format!("`{word}` is unknown"))
     }

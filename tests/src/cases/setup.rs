@@ -249,10 +249,7 @@ fn assignment(text: &str) -> Result<(&str, Change, &str), String> {
 }
 
 /// The two halves of a descriptor.
-fn descriptor_text(
-    text: &str,
-    value: &dyn Fn(&str) -> Result<u64, String>,
-) -> Result<(u64, u64), String> {
+fn descriptor_text(text: &str, value: &dyn Fn(&str) -> Result<u64, String>) -> Result<(u64, u64), String> {
     let mut words = text.split_whitespace();
     let kind = words.next().unwrap_or_default();
     if kind == "raw" {
