@@ -696,3 +696,74 @@ done:   hlt
 #: set     star = 0x003b001800000000, cstar = CODE
 #: ends    #UD at fault
 fault:  syscall
+
+#: case    a near return to an address that isn't canonical faults at the return
+#: manual  SDM 2B RET
+#: mode    long
+#: ends    #GP(0) at fault
+#: expect  frame.sp = STACK - 8
+        mov     rax, 0x800000000000
+        push    rax
+fault:  ret
+
+#: case    an IDT in an absent page
+#: manual  SDM 3A 6.12.1; 4.6.1
+#: mode    long user
+#: set     idtr.base = DATA
+#: pte     DATA + 0x1000 = IDT | 7
+#: pte     DATA = 0
+#: ends    shutdown
+        ud2
+
+#: case    a gate in an absent page is a supervisor's read even from ring 3
+#: manual  SDM 3A 4.6.1
+#: mode    paged32 user
+#: set     idtr.base = DATA + 0xf80, idtr.limit = 0x7ff
+#: pte     DATA + 0x1000 = 0
+#: qword   DATA + 0xf80 + 14 * 8 = 0x00008e00000850e0
+#: ends    #PF(0) at fault
+#: expect  cr2 = DATA + 0xf80 + 0x21 * 8, frame.cs = USER32
+fault:  int     0x21
+
+#: case    a TSS in an absent page is a supervisor's read even from ring 3
+#: manual  SDM 3A 4.6.1
+#: mode    paged32 user
+#: gdt     SELECTORS = callgate32 RING1:fault dpl=3
+#: set     tr.base = DATA + 0xff0
+#: pte     DATA + 0x1000 = 0
+#: dword   DATA + 0xff0 + 4 = STACK0
+#: word    DATA + 0xff0 + 8 = DATA32
+#: ends    #PF(0) at fault
+#: expect  cr2 & ~0xff = DATA + 0x1000
+fault:  .byte   0x9a
+        .long   0
+        .word   SELECTORS
+
+#: case    ring 3 loads segments from a GDT that it may not touch
+#: manual  SDM 3A 4.6.1
+#: mode    long user
+#: supervisor 0x1000 .. 0x2000
+#: ends    #PF(5) at fault
+#: expect  ds = UDATA
+        mov     ax, UDATA
+        mov     ds, ax
+fault:  mov     eax, [GDT]
+
+#: case    the last vector that an IDT in long mode holds needs 16 bytes
+#: manual  SDM 3A 6.14.1
+#: mode    long
+#: set     idtr.limit = 0x21 * 16 + 14
+#: ends    #GP(0x21 * 8 + 2) at fault
+fault:  int     0x21
+
+#: case    code that runs off the end of the canonical addresses
+#: manual  SDM 1 3.3.7.1
+#: mode    long
+#: pml4e   0x7ffffffff000 = SPARE | 7
+#: qword   SPARE + 511 * 8 = SPARE + 0x1000 | 7
+#: qword   SPARE + 0x1000 + 511 * 8 = SPARE + 0x2000 | 7
+#: qword   SPARE + 0x2000 + 511 * 8 = DATA | 7
+#: byte    DATA + 0xfff = 0x90
+#: ends    #GP(0) at 0x800000000000
+        mov     rax, 0x7fffffffffff
+        jmp     rax

@@ -241,3 +241,46 @@ fault:  mov     ds, ax
 #: ends    #GP(DATA32) at fault
         mov     ax, DATA32
 fault:  lldt    ax
+
+#: case    a task switch with PAE loads the PDPTEs
+#: manual  SDM 3A 4.4.1, 7.3
+#: mode    pae
+#: gdt     SELECTORS = tss32 base=SCRATCH
+#: tss32   SCRATCH: eip=other eflags=2 esp=0xc800 cs=CODE32 ss=DATA32 ds=DATA32 cr3=SPARE
+#: qword   SPARE = SPARE + 0x1000 | P
+#: qword   SPARE + 0x1000 = PT | 7
+#: qword   SPARE + 0x1008 = P | RW | US | PS
+#: dword   DATA = 0x77
+#: expect  cr3 = SPARE, eax = 0x77
+        .byte   0xea
+        .long   0
+        .word   SELECTORS
+other:  mov     eax, ds:[0x200000 + DATA]
+        hlt
+
+#: case    the double fault's own task saves a machine without a stack
+#: manual  SDM 3A 6.15 interrupt 8; 7.3
+#: mode    flat32
+#: gdt     SELECTORS = tss32 base=SCRATCH
+#: gdt     SELECTORS + 8 = data32 limit=0xff base=DATA
+#: gate    8 = task SELECTORS:0
+#: tss32   SCRATCH: eip=other eflags=2 esp=0xc800 cs=CODE32 ss=DATA32 ds=DATA32
+#: expect  tr = SELECTORS, dword(0xc800 - 4) = 0, dword(TSS + 32) = fault, dword(TSS + 56) = 0x4000, esp = 0xc800 - 4
+        mov     ax, SELECTORS + 8
+        mov     ss, ax
+        mov     esp, 0x4000
+fault:  push    eax
+other:  hlt
+
+#: case    local breakpoints end with their task, global ones stay
+#: manual  SDM 3B 17.2.4
+#: mode    flat32
+#: set     dr7 = 0x70f
+#: gdt     SELECTORS = tss32 base=SCRATCH
+#: tss32   SCRATCH: eip=other eflags=2 esp=0xc800 cs=CODE32 ss=DATA32 ds=DATA32
+#: expect  dr7 = 0x60a
+#: set     dr0 = 0x90000, dr1 = 0x90000
+        .byte   0xea
+        .long   0
+        .word   SELECTORS
+other:  hlt

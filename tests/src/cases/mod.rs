@@ -142,3 +142,34 @@ fn differences(whole: &Outcome, stepped: &Outcome) -> Vec<String> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(text: &str) -> Result<(), String> {
+        let cases = parse("f.s", &format!("#: case c\n#: manual m\n{text}")).expect("a sound file");
+        run(&cases[0], &crate::interpreter)
+    }
+
+    #[test]
+    fn wrong_expectations_are_told() {
+        if !is_available() {
+            eprintln!("skipped: GNU as and ld are missing");
+            return;
+        }
+        assert_eq!(outcome("#: expect eax = 5\n mov eax, 5\n hlt\n"), Ok(()));
+        for (text, complaint) in [
+            ("#: expect eax = 6\n mov eax, 5\n hlt\n", "eax is 0x5, not 0x6"),
+            ("#: ends #UD at there\n hlt\nthere: hlt\n", "ends with Halt"),
+            ("#: ends #UD at there\n ud2\nthere: hlt\n", "at 0x7000 instead of 0x7002"),
+            ("#: ends #GP(0) at there\nthere: mov ax, 0x1f8\n mov ds, ax\n", "code: Some(1f8)"),
+            (" ud2\n", "instead of Halt"),
+            ("#: expect colour = 6\n hlt\n", "`colour` is unknown"),
+            ("\n frobnicate\n", "case:4: Error"),
+        ] {
+            let error = outcome(text).expect_err(text);
+            assert!(error.contains(complaint), "{error}");
+        }
+    }
+}
