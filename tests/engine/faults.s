@@ -639,3 +639,76 @@ fault:  ud2
         xor     eax, eax
         popad
         hlt
+
+#: case    TF traps once more after the last iteration of REP
+#: manual  SDM 3B 17.3.1.4
+#: mode    flat32
+#: gate    1 = int32 CODE32:handler
+#: expect  ebx = 4, ecx = 0
+        mov     edi, DATA
+        mov     ecx, 4
+        push    TF | 2
+        popfd
+        rep stosb
+after:  nop
+        hlt
+handler: inc    ebx
+        cmp     dword ptr [esp], offset after
+        je     stop
+        iretd
+stop:   hlt
+
+#: case    TF traps after a taken jump with the target's address
+#: manual  SDM 3B 17.3.1.4
+#: mode    long
+#: ends    #DB at target
+        push    TF | 2
+        popfq
+        jmp     target
+        nop
+target: hlt
+
+#: case    TF and a HLT: the trap is taken, the CPU doesn't wait
+#: manual  SDM 2A HLT; 3B 17.3.1.4
+#: mode    flat32
+#: ends    #DB at after
+        push    TF | 2
+        popfd
+        hlt
+after:  nop
+
+#: case    POPF that clears TF is still trapped
+#: manual  SDM 3B 17.3.1.4
+#: mode    flat32
+#: ends    #DB at after
+#: expect  frame.flags & TF = 0
+        push    2
+        push    TF | 2
+        popfd
+        popfd
+after:  hlt
+
+#: case    a debug exception keeps what DR6 said of BS
+#: manual  SDM 3B 17.2.3
+#: mode    flat32
+#: set     dr6 = 0xffff4ff0, dr0 = fault, dr7 = 0x402
+#: ends    #DB at fault
+#: expect  dr6 & 0xf = 1, dr6 & 0x4000 = 0x4000
+fault:  nop
+
+#: case    MOV to DR6 keeps its fixed bits
+#: manual  SDM 3B 17.2.3
+#: mode    flat32
+#: expect  dr6 & 0xffff1ff0 = 0xffff0ff0
+        xor     eax, eax
+        mov     dr6, eax
+        hlt
+
+#: case    ENTER with a nesting level copies frame pointers
+#: manual  SDM 2A ENTER
+#: mode    flat32
+#: dword   DATA - 4 = 0x1111
+#: set     ebp = DATA
+#: expect  ebp = STACK - 4, esp = STACK - 12 - 8, dword(STACK - 4) = DATA, dword(STACK - 8) = 0x1111, dword(STACK - 12) = STACK - 4
+        enter   8, 2
+        hlt

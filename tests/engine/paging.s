@@ -678,3 +678,83 @@ mend:   inc     ebx
         mov     dword ptr ds:[PT + DATA / 512 + 8], DATA + 0x1000 + 7
         add     esp, 4
         iretd
+
+#: case    the accessed bit of a PML5E
+#: manual  SDM 3A 4.8
+#: mode    long5
+#: pml5e   0x1000000000000 = PML4 | P | RW | US
+#: expect  pml5e(0x1000000000000) = PML4 | P | RW | US | A
+        mov     rbx, 0x1000000000000 + DATA
+        mov     eax, [rbx]
+        hlt
+
+#: case    setting CR4.SMEP is in force for the next fetch
+#: manual  SDM 3A 4.10.4.1
+#: mode    long
+#: ends    shutdown
+        mov     rax, cr4
+        or      rax, SMEP
+        mov     cr4, rax
+        nop
+
+#: case    setting CR4.SMAP is in force for the next access
+#: manual  SDM 3A 4.10.4.1
+#: mode    long
+#: supervisor 0 .. 0x20000
+#: ends    #PF(1) at fault
+        mov     ebx, [DATA]
+        mov     rax, cr4
+        or      rax, SMAP
+        mov     cr4, rax
+fault:  mov     ebx, [DATA]
+
+#: case    clearing EFER.NXE makes NX bits reserved
+#: manual  SDM 3A 4.5
+#: mode    long
+#: pte     DATA |= NX
+#: ends    #PF(9) at fault
+        mov     ebx, [DATA]
+        mov     ecx, 0xc0000080
+        rdmsr
+        and     eax, ~NXE
+        wrmsr
+        mov     rax, cr3
+        mov     cr3, rax
+fault:  mov     ebx, [DATA]
+
+#: case    CR3 loaded outside long mode has 32 bits and no reserved ones
+#: manual  SDM 2B MOV control registers
+#: mode    paged32
+#: expect  eax = PD | 0x18
+        mov     eax, PD | 0x18
+        mov     cr3, eax
+        mov     eax, cr3
+        hlt
+
+#: case    CR3 with bits above the physical address width
+#: manual  SDM 2B MOV control registers
+#: mode    long
+#: ends    #GP(0) at fault
+        mov     rax, 1 << 50
+fault:  mov     cr3, rax
+
+#: case    a fetch with SMEP from a user page through a large page
+#: manual  SDM 3A 4.6.1
+#: mode    long
+#: supervisor 0 .. 0x20000
+#: set     cr4 |= SMEP
+#: pde     0x200000 = P | RW | US | PS
+#: byte    DATA = 0xf4
+#: ends    #PF(0x11) at 0x200000 + DATA
+        mov     eax, 0x200000 + DATA
+        jmp     rax
+
+#: case    protection keys don't concern fetches
+#: manual  SDM 3A 4.6.2
+#: mode    long
+#: set     cr4 |= PKE, pkru = 4
+#: pte     DATA |= 1 << 59
+#: byte    DATA = 0xf4
+#: ends    halt at DATA + 1
+        mov     eax, DATA
+        jmp     rax
