@@ -110,6 +110,8 @@ enum Write {
     Refuse,
     /// Takes zero only (SDM 3B 15.3.2.2: writing other values to MCi_STATUS faults).
     Zero,
+    /// Takes all zeros or all ones (SDM 3B 15.3.2.1), and ones but for the single bits that Linux clears on some CPUs.
+    Switches,
     /// An MTRR default type: type and two enables.
     DefaultType,
     /// Eight memory types.
@@ -175,6 +177,7 @@ impl Msrs {
             Write::Ignore => return Ok(()),
             Write::Zero => return if value == 0 { Ok(()) } else { Err(GpFault) },
             Write::Refuse => false,
+            Write::Switches => value == 0 || value | 1 << 10 | 1 == u64::MAX,
             Write::DefaultType => value & !0xcff == 0 && is_memory_type(value as u8),
             Write::Types => value.to_le_bytes().into_iter().all(is_memory_type),
             Write::RangeBase => {
@@ -198,7 +201,7 @@ impl Msrs {
 
     /// A register's value at power-up and what it does with writes; `None` where there is none.
     fn register(&self, number: u32) -> Option<(u64, Write)> {
-        use Write::{DefaultType, Ignore, Keep, Refuse, Types, Zero};
+        use Write::{DefaultType, Ignore, Keep, Refuse, Switches, Types, Zero};
         let any = Keep(u64::MAX);
         Some(match number {
             // Machine check of the Pentium: addresses and types, never used since.
@@ -216,8 +219,10 @@ impl Msrs {
             msr::MCG_STATUS => (0, Keep(0b1111)),
             msr::MCG_CTL => (0, any),
             msr::MC0_CTL.. if number < msr::MC0_CTL + 4 * BANKS => match number % 4 {
-                0 => (0, any),
-                _ => (0, Zero),
+                0 => (0, Switches),
+                1 => (0, Zero),
+                // Address and miscellany remember anything.
+                _ => (0, any),
             },
             MC_CTL2.. if number < MC_CTL2 + BANKS => (0, Keep(0x4000_7fff)),
             msr::UCODE_REV => match self.vendor {
@@ -225,7 +230,6 @@ impl Msrs {
                 Vendor::Amd => (PATCH_LEVEL, Ignore),
             },
             msr::SPEC_CTRL => (0, Keep(0b111)),
-            msr::PRED_CMD => (0, Ignore),
             UCODE_WRITE => (0, Ignore),
             _ => {
                 return match self.vendor {
@@ -258,7 +262,6 @@ fn intel(number: u32, any: Write) -> Option<(u64, Write)> {
         msr::PLATFORM_ID => (0, Refuse),
         msr::FEATURE_CONTROL => (FEATURE_CONTROL_LOCKED, Refuse),
         msr::ARCH_CAPABILITIES => (ARCH_CAPABILITIES, Refuse),
-        msr::FLUSH_CMD => (0, Ignore),
         msr::MISC_ENABLE => (MISC_ENABLE, Keep(MISC_ENABLE | MISC_ENABLE_WRITABLE)),
         msr::DEBUG_CTL => (0, Keep(0b11)),
         CORE_CAPABILITIES | PERF_CAPABILITIES | SMI_COUNT | RAPL_UNIT | PPIN => (0, Refuse),
@@ -337,19 +340,34 @@ mod tests {
     }
 
     #[test]
-    fn machine_check_status_takes_only_zero() {
+    fn machine_check_banks_take_what_hardware_takes() {
         let mut msrs = msrs(b"Genu");
         assert_eq!(msrs.read(msr::MCG_CAP), Ok(0x104));
         for bank in 0..BANKS {
-            assert_eq!(msrs.write(msr::MC0_CTL + 4 * bank, u64::MAX), Ok(()));
-            for status in 1..4 {
-                let number = msr::MC0_CTL + 4 * bank + status;
-                assert_eq!(msrs.write(number, 0), Ok(()));
-                assert_eq!(msrs.write(number, 1), Err(GpFault));
-                assert_eq!(msrs.read(number), Ok(0));
+            let control = msr::MC0_CTL + 4 * bank;
+            for value in [u64::MAX, !(1 << 10), 0] {
+                assert_eq!(msrs.write(control, value), Ok(()));
+                assert_eq!(msrs.read(control), Ok(value));
+            }
+            assert_eq!(msrs.write(control, 0xaaaa), Err(GpFault));
+            let status = control + 1;
+            assert_eq!(msrs.write(status, 0), Ok(()));
+            assert_eq!(msrs.write(status, 1), Err(GpFault));
+            assert_eq!(msrs.read(status), Ok(0));
+            for number in [control + 2, control + 3] {
+                assert_eq!(msrs.write(number, 0xaaaa_aaaa_aaaa_aaaa), Ok(()));
+                assert_eq!(msrs.read(number), Ok(0xaaaa_aaaa_aaaa_aaaa));
             }
         }
         assert_eq!(msrs.read(msr::MC0_CTL + 4 * BANKS), Err(GpFault));
+    }
+
+    #[test]
+    fn commands_to_the_cpu_are_not_the_machines() {
+        let mut msrs = msrs(b"Genu");
+        for number in [msr::PRED_CMD, msr::FLUSH_CMD] {
+            assert_eq!(msrs.read(number), Err(GpFault));
+        }
     }
 
     #[test]

@@ -43,7 +43,8 @@ pub(super) struct State {
     /// Pending, to be taken by the vCPU.
     init: bool,
     startup: Option<u8>,
-    nmi: bool,
+    /// Two can wait: one that the vCPU takes at once, and one that it latches meanwhile. See [`Lapic::nmi`].
+    nmis: u8,
     /// An ExtINT message came: INTR is this vCPU's until it acknowledges.
     pub(super) extint: bool,
     /// The vCPU waits for a start-up IPI.
@@ -68,7 +69,7 @@ impl State {
             timer: Timer::default(),
             init: false,
             startup: None,
-            nmi: false,
+            nmis: 0,
             extint: false,
             waiting: id != 0,
         }
@@ -79,6 +80,7 @@ impl State {
         (self.base & base::EXTD == 0 || self.base & base::EN != 0)
             && [&self.isr, &self.irr].iter().all(|set| set.register(0) & 0xffff == 0)
             && self.svr & !svr::WRITABLE == 0
+            && self.nmis <= 2
             && self.timer.is_possible()
             && self.lvt.iter().zip(lvt::WRITABLE).all(|(entry, mask)| entry & !(mask | lvt::REMOTE_IRR) == 0)
     }
@@ -133,7 +135,7 @@ impl Lapic {
             init: old.init,
             startup: old.startup,
             waiting: old.waiting,
-            nmi: old.nmi,
+            nmis: old.nmis,
             timer,
             ..power_up
         };
@@ -184,14 +186,14 @@ impl Lapic {
     pub(super) fn has_event(&self) -> bool {
         let state = &self.state;
         state.init
-            || if state.waiting { state.startup.is_some() } else { state.nmi || self.deliverable().is_some() }
+            || if state.waiting { state.startup.is_some() } else { state.nmis != 0 || self.deliverable().is_some() }
     }
 
     /// INIT, start-up or NMI, if the vCPU takes one.
     pub(super) fn take_urgent(&mut self, nmi_window: bool) -> Option<ApicEvent> {
         if self.state.init {
             self.state.init = false;
-            self.state.nmi = false;
+            self.state.nmis = 0;
             self.state.waiting = self.state.base & base::BSP == 0;
             self.clear_registers();
             self.attend = true;
@@ -203,8 +205,11 @@ impl Lapic {
             self.attend = true;
             return Some(ApicEvent::Startup(vector));
         }
-        if self.state.nmi && nmi_window {
-            self.state.nmi = false;
+        if !nmi_window {
+            // One is latched while NMIs are blocked (SDM 3A 6.7.1); others are lost.
+            self.state.nmis = self.state.nmis.min(1);
+        } else if self.state.nmis != 0 {
+            self.state.nmis -= 1;
             self.attend = true;
             return Some(ApicEvent::Nmi);
         }
@@ -252,8 +257,11 @@ impl Lapic {
     }
 
     /// While the vCPU waits for a start-up IPI it stays latched.
+    ///
+    /// A CPU starts on an NMI within some instructions, so that a second one from elsewhere finds the latch empty. Here the vCPU
+    /// may be busy with something else for longer, so the second waits beside the first until the vCPU has looked.
     fn nmi(&mut self) {
-        self.state.nmi = true;
+        self.state.nmis = (self.state.nmis + 1).min(2);
         self.attend = true;
     }
 

@@ -273,7 +273,15 @@ fn doubles(first: Vector, second: Vector) -> bool {
 /// INT n, INT3, INTO, INT1 (SDM 2A INT n).
 pub(super) fn interrupt(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
     match op.instruction().mnemonic() {
-        Mnemonic::Int1 => cpu.software_interrupt(op, Vector::Debug as u8, Source::PrivilegedSoftware, io),
+        Mnemonic::Int1 => {
+            // A data breakpoint that MOV SS held back comes with this #DB, not after it.
+            if cpu.debug_hits != 0 {
+                cpu.state.dr6 = cpu.state.dr6 & !0xf | cpu.debug_hits;
+                cpu.debug_hits = 0;
+            }
+            cpu.special &= !special::DEBUG_PENDING;
+            cpu.software_interrupt(op, Vector::Debug as u8, Source::PrivilegedSoftware, io)
+        }
         Mnemonic::Int3 => cpu.software_interrupt(op, Vector::Breakpoint as u8, Source::Software, io),
         Mnemonic::Into => {
             if !cpu.flags.of() {
