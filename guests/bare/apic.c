@@ -234,9 +234,9 @@ static void nmi_tests(int rounds)
 
 static void t_nmi(void)
 {
-    nmi_tests(2000);
+    nmi_tests(300);
     reset_apic();
-    nmi_tests(500);
+    nmi_tests(100);
 }
 
 /* The timer. */
@@ -396,6 +396,9 @@ static void t_smp(void)
     apic_icr(ICR_FIXED | ICR_LOGICAL | 0x100 | 0x42, all);
     u32 one = got();
     report(one && !(one & (one - 1)) && one <= all, "lowest priority is for one");
+    /* A cluster has four. */
+    if (cpus > 4)
+        return;
     for (u32 cpu = 1; cpu < cpus; cpu++)
         on_cpu(cpu, go_cluster, (void *)(0x10ul | 1 << cpu), 1);
     go_cluster((void *)0x11);

@@ -241,8 +241,22 @@ static u64 once_tsc_deadline(void)
     return 0;
 }
 
+static u64 once_ud(void) { return TRY("ud2", ); }
+static u64 once_pf(void) { return try_read((void *)0x7000000000ul); }
+static u64 once_int(void) { asm volatile("int $0x42"); return 0; }
+static void plain(struct frame *f) { (void)f; }
+static u64 in_ring3(u64 value) { return value; }
+static u64 once_user(void) { return in_user(in_ring3, 1); }
+static u64 once_cr3(void) { write_cr3(read_cr3()); return 0; }
+
 static void t_times(void)
 {
+    handle(0x42, plain);
+    time_of("ud", once_ud);
+    time_of("page_fault", once_pf);
+    time_of("int", once_int);
+    time_of("user", once_user);
+    time_of("cr3", once_cr3);
     handle(0x41, ipi_counted);
     sti();
     time_of("cpuid", once_cpuid);

@@ -111,6 +111,8 @@ pub(crate) struct Cpu {
     pub(crate) state: CpuState,
     /// Instructions completed.
     pub(crate) instructions: u64,
+    /// PAUSEs executed: see `misc::pause`.
+    pub(crate) pauses: u32,
 
     // Fixed configuration and glue.
     pub(crate) id: VcpuId,
@@ -146,6 +148,7 @@ impl Cpu {
             debug_hits: 0,
             state,
             instructions: 0,
+            pauses: 0,
             id,
             setup,
             kicker: Kicker::new(),

@@ -8,7 +8,7 @@ use x86::control::cr4;
 use x86::state::Activity;
 use x86::{Exception, msr};
 
-/// Nothing: NOP, PAUSE, ENDBR, LFENCE, SFENCE (stores are in order already), prefetches, hints.
+/// Nothing: NOP, ENDBR, LFENCE, SFENCE (stores are in order already), prefetches, hints.
 pub(super) fn nothing(_: &mut Cpu, _: &Op, _: &mut dyn Platform) -> Step {
     Ok(())
 }
@@ -84,6 +84,19 @@ pub(super) fn mwait(cpu: &mut Cpu, op: &Op, _: &mut dyn Platform) -> Step {
         cpu.rip = cpu.next_rip(op);
     }
     std::hint::spin_loop();
+    Ok(())
+}
+
+/// PAUSEs after which a vCPU that spins lets another thread run: with more vCPUs than the host has free CPUs, who is waited for
+/// may not be running at all.
+const SPIN: u32 = 32;
+
+/// PAUSE.
+pub(super) fn pause(cpu: &mut Cpu, _: &Op, _: &mut dyn Platform) -> Step {
+    cpu.pauses = cpu.pauses.wrapping_add(1);
+    if cpu.pauses.is_multiple_of(SPIN) {
+        std::thread::yield_now();
+    }
     Ok(())
 }
 

@@ -99,6 +99,7 @@ pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
         M::Hlt => misc::hlt,
         M::Monitor => misc::monitor,
         M::Mwait => misc::mwait,
+        M::Pause => misc::pause,
         M::Rdtsc => misc::rdtsc,
         M::Rdtscp => misc::rdtscp,
         M::Rdpid => misc::rdpid,
@@ -108,7 +109,6 @@ pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
         M::Clflush | M::Clflushopt | M::Clwb => misc::flush_line,
 
         M::Nop
-        | M::Pause
         | M::Endbr32
         | M::Endbr64
         | M::Lfence
