@@ -12,6 +12,7 @@ use engine::{Access as Bus, Platform};
 use memory::{RamOffset, Written};
 use std::sync::{Mutex, PoisonError};
 use x86::address::PAGE_SIZE;
+use x86::control::cr4;
 use x86::state::seg;
 use x86::{Exception, Gpa, Vector};
 
@@ -164,12 +165,29 @@ impl Cpu {
     }
 
     /// Translates `size` bytes (1 to 4096) at a linear address.
-    #[inline(never)]
     pub(crate) fn place_linear(
         &mut self,
         segment: u8,
         address: u64,
         size: u64,
+        intent: Intent,
+        actor: Actor,
+        io: &mut dyn Platform,
+    ) -> Result<Place, Stop> {
+        let natural = if actor == Actor::Explicit && size.is_power_of_two() && size <= 8 { size } else { 1 };
+        self.place_aligned(segment, address, size, natural, intent, actor, io)
+    }
+
+    /// As [`Cpu::place_linear`], with the alignment that `#AC` asks for: operands of two, four and eight bytes have to be
+    /// multiples of their size, most others needn't be (SDM 3A table 6-7).
+    #[expect(clippy::too_many_arguments, reason = "an access is described by all of them")]
+    #[inline(never)]
+    pub(crate) fn place_aligned(
+        &mut self,
+        segment: u8,
+        address: u64,
+        size: u64,
+        alignment: u64,
         intent: Intent,
         actor: Actor,
         io: &mut dyn Platform,
@@ -183,7 +201,7 @@ impl Cpu {
         } else {
             address & 0xffff_ffff
         };
-        if actor == Actor::Explicit && size.is_power_of_two() && size <= 8 && address & (size - 1) != 0 {
+        if address & (alignment - 1) != 0 {
             self.check_alignment()?;
         }
         if actor == Actor::Explicit && self.state.dr7 & x86::control::dr7::ENABLES != 0 {
@@ -202,8 +220,17 @@ impl Cpu {
         Ok(Place { first, second: Some((second, on_first as u16)) })
     }
 
+    /// Whether an address is one at all: `#GP` or `#SS` where it isn't canonical.
+    pub(crate) fn check_canonical(&self, segment: u8, address: u64) -> Step {
+        if self.long_mode && !self.is_canonical(address) {
+            Err(Stop::Fault(segment_fault(segment)))
+        } else {
+            Ok(())
+        }
+    }
+
     /// `#AC` where alignment checking is on (SDM 3A 6.15, interrupt 17).
-    fn check_alignment(&self) -> Step {
+    pub(crate) fn check_alignment(&self) -> Step {
         use x86::Rflags;
         use x86::control::cr0;
         let on =
@@ -232,8 +259,10 @@ impl Cpu {
         };
         match actor {
             Actor::Explicit => self.tlb.fill_data(self.tlb.current_set(), fill),
-            // The set serves code under SMAP too, so pages to which SMAP could apply stay out.
-            Actor::Implicit if !walked.user_page => self.tlb.fill_data(crate::tlb::SUPERVISOR, fill),
+            // The set serves code under SMAP too, so while there is SMAP, pages to which it could apply stay out.
+            Actor::Implicit if !walked.user_page || self.state.cr4 & cr4::SMAP == 0 => {
+                self.tlb.fill_data(crate::tlb::SUPERVISOR, fill);
+            }
             Actor::Implicit => {}
         }
         Ok(Target::Ram(RamOffset(page.0 + walked.gpa.offset())))
@@ -298,6 +327,7 @@ impl Cpu {
                     io.mmio(at + done as u64, Bus::Read(&mut into[done..done + size]));
                     done += size;
                 }
+                self.look_up();
             }
         }
     }
@@ -315,7 +345,17 @@ impl Cpu {
                     io.mmio(at + done as u64, Bus::Write(&from[done..done + size]));
                     done += size;
                 }
+                self.look_up();
             }
+        }
+    }
+
+    /// After an access to a device: if that made an event pending, the block ends with this instruction, so that the event is
+    /// taken at the very next boundary.
+    #[inline]
+    pub(crate) fn look_up(&mut self) {
+        if self.kicker.is_requested() {
+            self.stop_at = 0;
         }
     }
 

@@ -5,6 +5,7 @@
 
 use crate::blocks::{Block, Key, MAX_OPS};
 use crate::cpu::{CodeSize, Cpu, Step, Stop};
+use crate::length::vex_length;
 use crate::native::StubCell;
 use crate::op::{Detail, Handler, Op, describe};
 use crate::{integer, string, system, vector};
@@ -146,8 +147,9 @@ impl Cpu {
                 }
             };
             let mut decoder = Decoder::with_ip(bitness(key.size), &bytes[..=count], 0, DecoderOptions::NONE);
-            let _ = decoder.decode();
-            if decoder.last_error() != DecoderError::NoMoreBytes {
+            let instruction = decoder.decode();
+            let cut_off = instruction.is_invalid() && vex_length(&bytes[..=count], key.size) > count + 1;
+            if decoder.last_error() != DecoderError::NoMoreBytes && !cut_off {
                 break;
             }
         }
@@ -165,6 +167,10 @@ fn decode_run(bytes: &[u8], size: CodeSize) -> Vec<Op> {
         decoder.decode_out(&mut instruction);
         let too_long = bytes.len() - start >= MAX_BYTES;
         if decoder.last_error() == DecoderError::NoMoreBytes && !too_long {
+            break;
+        }
+        let cut_off = instruction.is_invalid() && vex_length(&bytes[start..], size) > bytes.len() - start;
+        if cut_off && !too_long {
             break;
         }
         if instruction.is_invalid() && !ops.is_empty() {
@@ -227,6 +233,9 @@ fn ends_block(instruction: &Instruction) -> bool {
 fn why_invalid(instruction: &Instruction, bytes: &[u8], size: CodeSize) -> Handler {
     if !instruction.is_invalid() || bytes.len() < MAX_BYTES {
         return undefined;
+    }
+    if vex_length(bytes, size) > MAX_BYTES {
+        return too_long;
     }
     // Iced calls both undefined. Only redundant prefixes make an instruction that long, so it is the same without its
     // first byte, and then the end of the bytes tells.

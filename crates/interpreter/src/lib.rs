@@ -25,6 +25,7 @@ mod cpu;
 mod decode;
 mod flags;
 mod integer;
+mod length;
 pub mod native;
 mod op;
 mod run;

@@ -24,6 +24,8 @@ const STRETCH: u64 = 4096;
 trait Body {
     /// REPE and REPNE end on a comparison's outcome.
     const COMPARES: bool = false;
+    /// With a repeat prefix and 32-bit addresses, these are zero-extended even if the first iteration faults.
+    const EXTENDS: &[usize] = &[];
     fn step<W: Width>(
         cpu: &mut Cpu,
         op: &Op,
@@ -50,6 +52,10 @@ impl Run {
 
     fn offset(&self, cpu: &Cpu, register: usize) -> u64 {
         cpu.regs[register] & self.mask
+    }
+
+    fn extended(&self, register: u64) -> u64 {
+        if self.mask == 0xffff_ffff { register & self.mask } else { register }
     }
 
     fn advance(&self, cpu: &mut Cpu, register: usize, elements: u64) {
@@ -90,6 +96,8 @@ fn string<B: Body, W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> S
     if !repe && !repne {
         return B::step::<W>(cpu, op, &run, 1, io).map(|_| ());
     }
+    // A count of 32 bits is zero-extended even if nothing happens or the first iteration faults.
+    cpu.regs[gpr::RCX] = run.extended(cpu.regs[gpr::RCX]);
     let careful = cpu.special != 0;
     let flags = cpu.flags;
     let mut stretch = 0;
@@ -104,6 +112,9 @@ fn string<B: Body, W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> S
             Err(stop) => {
                 // A fault leaves the flags as they were before the first iteration (SDM 2B REP).
                 cpu.flags = flags;
+                for &register in B::EXTENDS {
+                    cpu.regs[register] = run.extended(cpu.regs[register]);
+                }
                 return Err(stop);
             }
         };
@@ -117,10 +128,14 @@ fn string<B: Body, W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> S
         if careful && cpu.special & special::TRAP != 0 {
             cpu.state.dr6 |= dr6::BS;
             cpu.special |= special::DEBUG_PENDING;
+            // Between iterations RF is set in what the handler sees (SDM 3B 17.3.1.1).
+            cpu.state.rflags.insert(Rflags::RF);
         }
         stretch += done;
         // The instruction may have overwritten itself, or something may be waiting.
         if careful || cpu.stop_at == 0 || stretch >= STRETCH && cpu.kicker.is_requested() {
+            // Comparisons show in the flags only when the instruction ends.
+            cpu.flags = flags;
             return Err(Stop::Pause);
         }
         if stretch >= STRETCH {
@@ -131,6 +146,7 @@ fn string<B: Body, W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> S
 
 struct Movs;
 impl Body for Movs {
+    const EXTENDS: &[usize] = &[gpr::RSI, gpr::RDI];
     fn step<W: Width>(
         cpu: &mut Cpu,
         op: &Op,
@@ -180,6 +196,7 @@ fn copy_in_page<W: Width>(cpu: &mut Cpu, op: &Op, run: &Run, from: u64, to: u64,
 
 struct Stos;
 impl Body for Stos {
+    const EXTENDS: &[usize] = &[gpr::RDI];
     fn step<W: Width>(
         cpu: &mut Cpu,
         _: &Op,

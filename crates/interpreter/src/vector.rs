@@ -67,6 +67,17 @@ struct Context<'a> {
     io: &'a mut dyn Platform,
 }
 
+impl Context<'_> {
+    /// The segment of an access. For the instruction's own operand the op knows better: 64-bit code ignores most overrides.
+    fn slot(&self, segment: Register) -> u8 {
+        if segment == self.op.instruction().memory_segment() {
+            self.op.segment
+        } else {
+            segment_slot(segment)
+        }
+    }
+}
+
 impl NativeContext for Context<'_> {
     type Fault = Stop;
 
@@ -100,31 +111,69 @@ impl NativeContext for Context<'_> {
     }
 
     fn linear_address(&mut self, segment: Register, offset: u64) -> u64 {
-        let slot = usize::from(segment_slot(segment));
+        let slot = usize::from(self.slot(segment));
         self.cpu.segment_base[slot].wrapping_add(offset & self.op.address_mask)
     }
 
-    fn load(&mut self, segment: Register, offset: u64, into: &mut [u8]) -> Result<(), Stop> {
-        let (slot, size) = (segment_slot(segment), into.len() as u64);
+    fn reachable(&mut self, segment: Register, offset: u64) -> Result<(), Stop> {
+        let slot = self.slot(segment);
+        let address = self.cpu.linear(slot, offset & self.op.address_mask, 1, false)?;
+        self.cpu.check_canonical(slot, address)
+    }
+
+    fn check_alignment(&mut self, segment: Register, offset: u64, alignment: u64) -> Result<(), Stop> {
+        let address = self.linear_address(segment, offset);
+        if address & (alignment - 1) == 0 { Ok(()) } else { self.cpu.check_alignment() }
+    }
+
+    fn touch(
+        &mut self,
+        segment: Register,
+        offset: u64,
+        size: u64,
+        write: bool,
+        alignment: u64,
+    ) -> Result<(), Stop> {
+        let slot = self.slot(segment);
+        let address = self.cpu.linear(slot, offset & self.op.address_mask, size, write)?;
+        let intent = if write { Intent::Write } else { Intent::Read };
+        self.cpu.place_aligned(slot, address, size, alignment, intent, Actor::Explicit, self.io).map(|_| ())
+    }
+
+    fn load(&mut self, segment: Register, offset: u64, into: &mut [u8], alignment: u64) -> Result<(), Stop> {
+        let (slot, size) = (self.slot(segment), into.len() as u64);
         let address = self.cpu.linear(slot, offset & self.op.address_mask, size, false)?;
-        if let Some(ram) = self.cpu.tlb.read(address, size) {
+        if address & (alignment - 1) == 0
+            && let Some(ram) = self.cpu.tlb.read(address, size)
+        {
             self.cpu.memory.load_bytes(ram, into);
             return Ok(());
         }
-        let place = self.cpu.place_linear(slot, address, size, Intent::Read, Actor::Explicit, self.io)?;
+        let place =
+            self.cpu.place_aligned(slot, address, size, alignment, Intent::Read, Actor::Explicit, self.io)?;
         self.cpu.load_bytes(&place, into, self.io);
         Ok(())
     }
 
-    fn store(&mut self, segment: Register, offset: u64, from: &[u8]) -> Result<(), Stop> {
-        let (slot, size) = (segment_slot(segment), from.len() as u64);
+    fn store(&mut self, segment: Register, offset: u64, from: &[u8], alignment: u64) -> Result<(), Stop> {
+        let (slot, size) = (self.slot(segment), from.len() as u64);
         let address = self.cpu.linear(slot, offset & self.op.address_mask, size, true)?;
-        if let Some(ram) = self.cpu.tlb.write(address, size) {
+        if address & (alignment - 1) == 0
+            && let Some(ram) = self.cpu.tlb.write(address, size)
+        {
             let written = self.cpu.memory.store_bytes(ram, from);
             self.cpu.note_written(written);
             return Ok(());
         }
-        let place = self.cpu.place_linear(slot, address, size, Intent::Write, Actor::Explicit, self.io)?;
+        let place = self.cpu.place_aligned(
+            slot,
+            address,
+            size,
+            alignment,
+            Intent::Write,
+            Actor::Explicit,
+            self.io,
+        )?;
         self.cpu.store_bytes(&place, from, self.io);
         Ok(())
     }

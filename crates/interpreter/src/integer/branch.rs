@@ -243,7 +243,7 @@ fn enter_frame<W: Width>(
     let rsp = cpu.regs[gpr::RSP];
     let new = rsp.wrapping_sub(locals) & mask;
     // The new top of the stack must be writable (SDM 2A ENTER: a page fault if it isn't).
-    cpu.place_for_write(seg::SS as u8, new, 1, io)?;
+    cpu.place_for_write(seg::SS as u8, new, W::BYTES, io)?;
     cpu.regs[gpr::RSP] = rsp & !mask | new;
     Ok(frame)
 }

@@ -28,6 +28,7 @@
 use super::host::Host;
 use super::plan::MemPlan;
 use super::raw::Frame;
+use super::simd::Behaviour;
 use iced_x86::{
     Code, Encoder, EncodingKind, FlowControl, IcedError, Instruction, InstructionInfoFactory, MemoryOperand,
     Mnemonic as M, OpAccess, OpKind, Register,
@@ -64,6 +65,8 @@ pub(super) struct Traits {
     pub(super) waits: bool,
     /// Has to do with MXCSR.
     pub(super) mxcsr: bool,
+    /// What it does with exceptions, if so.
+    pub(super) behaviour: Behaviour,
     /// Writes arithmetic flags, or reads them.
     pub(super) flags: bool,
 }
@@ -158,8 +161,8 @@ impl Rewritten {
             return Err(Unsupported);
         }
 
-        let (mut gprs, mut vectors, mut masks): (Vec<(Register, usize)>, Vec<(Register, OpAccess)>, Vec<_>) =
-            Default::default();
+        let mut gprs: Vec<(Register, usize)> = Vec::new();
+        let (mut vectors, mut masks) = (Vec::new(), Vec::new());
         let mut fpu = Fpu::None;
         for used in info.used_registers() {
             let (register, access) = (used.register(), used.access());
@@ -208,6 +211,7 @@ impl Rewritten {
             fpu,
             waits: fpu != Fpu::None && !instruction.op_code().is_fpu_no_wait(),
             mxcsr: uses_mxcsr(instruction, fpu, !vectors.is_empty()),
+            behaviour: Behaviour::of(instruction),
             flags,
         };
         Ok(Self { instruction: changed, frame, scratch, gprs, vectors, masks, vex, traits, key })

@@ -18,8 +18,10 @@
 mod compile;
 mod host;
 mod needs;
+mod operand;
 mod plan;
 mod raw;
+mod simd;
 mod special;
 #[cfg(test)]
 mod tests;
@@ -71,16 +73,50 @@ pub trait NativeContext {
     fn operand_address(&mut self) -> u64;
     /// Linear address, for alignment checks.
     fn linear_address(&mut self, segment: Register, offset: u64) -> u64;
-    /// Reads memory.
+    /// Whether an address is one at all: canonical, in the segment.
     ///
     /// # Errors
     /// The fault.
-    fn load(&mut self, segment: Register, offset: u64, into: &mut [u8]) -> Result<(), Self::Fault>;
-    /// Writes memory: all bytes or, with a fault, none.
+    fn reachable(&mut self, segment: Register, offset: u64) -> Result<(), Self::Fault>;
+    /// Does what an access of `size` bytes does before it happens.
     ///
     /// # Errors
     /// The fault.
-    fn store(&mut self, segment: Register, offset: u64, from: &[u8]) -> Result<(), Self::Fault>;
+    fn touch(
+        &mut self,
+        segment: Register,
+        offset: u64,
+        size: u64,
+        write: bool,
+        alignment: u64,
+    ) -> Result<(), Self::Fault>;
+    /// #AC where it is enabled and the address isn't a multiple of `alignment`, a power of two.
+    ///
+    /// # Errors
+    /// The fault.
+    fn check_alignment(&mut self, segment: Register, offset: u64, alignment: u64) -> Result<(), Self::Fault>;
+    /// Reads memory. `alignment`: what #AC asks for, 1 for nothing.
+    ///
+    /// # Errors
+    /// The fault.
+    fn load(
+        &mut self,
+        segment: Register,
+        offset: u64,
+        into: &mut [u8],
+        alignment: u64,
+    ) -> Result<(), Self::Fault>;
+    /// Writes memory: all bytes or, with a fault, none. `alignment` as in [`NativeContext::load`].
+    ///
+    /// # Errors
+    /// The fault.
+    fn store(
+        &mut self,
+        segment: Register,
+        offset: u64,
+        from: &[u8],
+        alignment: u64,
+    ) -> Result<(), Self::Fault>;
 }
 
 /// Why an instruction did not complete. Nothing has been committed, except completed elements of gathers and scatters and the
@@ -233,28 +269,31 @@ impl Inner {
         if traits.waits && x87::pending(context.registers().1) {
             return Err(NativeFault::X87);
         }
-        let segment = instruction.memory_segment();
-        let mut address = 0;
+        let mut place = operand::Place { segment: instruction.memory_segment(), offset: 0, alignment: 1 };
+        let mut touched = u64::MAX;
         if let Some(plan) = &traits.memory {
-            address = context.operand_address();
+            place.offset = context.operand_address();
+            place.alignment = u64::from(plan.check);
+            if plan.elements != Elements::All {
+                touched = plan.active_bytes(context.registers().1);
+            }
             if plan.alignment > 1
-                && !context.linear_address(segment, address).is_multiple_of(u64::from(plan.alignment))
+                && touched != 0
+                && !context
+                    .linear_address(place.segment, place.offset)
+                    .is_multiple_of(u64::from(plan.alignment))
             {
                 return Err(NativeFault::GeneralProtection);
             }
             if plan.read {
-                if plan.elements == Elements::All {
-                    let into = &mut self.frame.bounce[..usize::from(plan.size)];
-                    context.load(segment, address, into).map_err(NativeFault::Memory)?;
+                let into = &mut self.frame.bounce[..usize::from(plan.size)];
+                let loaded = if plan.elements == Elements::All {
+                    context.load(place.segment, place.offset, into, place.alignment)
                 } else {
-                    self.frame.bounce.fill(0);
-                    for (at, len) in plan.runs(context.registers().1) {
-                        let into = &mut self.frame.bounce[at..at + len];
-                        context
-                            .load(segment, address.wrapping_add(at as u64), into)
-                            .map_err(NativeFault::Memory)?;
-                    }
-                }
+                    into.fill(0);
+                    place.load_some(context, into, touched)
+                };
+                loaded.map_err(NativeFault::Memory)?;
             }
         }
         if traits.flags {
@@ -263,77 +302,50 @@ impl Inner {
         if traits.fpu != Fpu::None {
             self.load_x87(context.registers().1);
         }
-        let old_mxcsr = context.registers().1.mxcsr;
         let completed = if traits.mxcsr {
-            self.run_with_mxcsr(stub, old_mxcsr, context)
+            self.run_with_mxcsr(stub, instruction, context)
         } else {
             let (gpr, vector) = context.registers();
             self.arena.run(stub.entry, &mut self.frame, gpr, vector)
         };
         match completed {
             Ok(true) => {}
-            Ok(false) => return Err(NativeFault::Simd),
+            Ok(false) => {
+                if traits.fpu == Fpu::Mmx {
+                    // Hosts are in MMX mode by then.
+                    x87::enter_mmx(context.registers().1);
+                }
+                return Err(NativeFault::Simd);
+            }
             Err(raw::Stale) => return Err(NativeFault::InvalidOpcode),
         }
         if let Some(plan) = &traits.memory
             && plan.write
             && !(traits.fpu == Fpu::X87 && self.x87_store_is_withheld(instruction))
         {
-            let stored = if plan.elements == Elements::All {
-                context.store(segment, address, &self.frame.bounce[..usize::from(plan.size)])
-            } else {
-                let mut runs = plan.runs(context.registers().1);
-                runs.try_for_each(|(at, len)| {
-                    context.store(segment, address.wrapping_add(at as u64), &self.frame.bounce[at..at + len])
-                })
+            let from = &self.frame.bounce[..usize::from(plan.size)];
+            let stored = match plan.elements {
+                Elements::All if plan.size == 10 => place.store_extended(context, from),
+                Elements::All => context.store(place.segment, place.offset, from, place.alignment),
+                _ if plan.whole => place.store_within(context, from, touched),
+                _ => place.store_some(context, from, touched),
             };
+            // MXCSR stays changed: VCVTPS2PH notes its flags even if it can't store.
             if let Err(fault) = stored {
-                context.registers().1.mxcsr = old_mxcsr;
+                if traits.fpu == Fpu::Mmx {
+                    operand::leave_top_cleared(context);
+                }
                 return Err(NativeFault::Memory(fault));
             }
         }
         if traits.fpu != Fpu::None {
             let pointer = context.instruction_pointer();
-            self.store_x87(instruction, pointer, address, context.registers().1);
+            self.store_x87(instruction, pointer, place.offset, context.registers().1);
         }
         if traits.flags {
             context.set_flags(self.frame.flags & ARITHMETIC);
         }
         Ok(())
-    }
-
-    /// Runs with everything masked, and judges the exception flags afterwards (SDM 1 11.5.2, 11.5.3).
-    fn run_with_mxcsr<C: NativeContext>(
-        &mut self,
-        stub: &Stub,
-        guest: u32,
-        context: &mut C,
-    ) -> Result<bool, raw::Stale> {
-        const PRE_COMPUTATION: u32 = 0x07;
-        const UNDERFLOW: u32 = 0x10;
-        const PRECISION: u32 = 0x20;
-        const FLUSH: u32 = 1 << 15;
-        let unmasked = !(guest >> 7) & 0x3f;
-        let quiet = (guest & !0x3f) | 0x1f80;
-        let flush = if unmasked & UNDERFLOW != 0 { FLUSH } else { 0 };
-        self.frame.mxcsr_in = quiet | flush;
-        self.frame.mxcsr_trap = unmasked;
-        let (gpr, vector) = context.registers();
-        let completed = self.arena.run(stub.entry, &mut self.frame, gpr, vector)?;
-        let mut raised = self.frame.mxcsr_out & 0x3f;
-        if !completed {
-            if raised & unmasked & PRE_COMPUTATION != 0 {
-                raised &= PRE_COMPUTATION;
-            } else if flush != 0 && guest & FLUSH == 0 {
-                // Flushing reports a loss of precision that the real result may not have.
-                self.frame.mxcsr_in = quiet & !FLUSH;
-                let (mut gpr, mut vector) = (*gpr, vector.clone());
-                self.arena.run(stub.entry, &mut self.frame, &mut gpr, &mut vector)?;
-                raised = (raised & !PRECISION) | (self.frame.mxcsr_out & PRECISION);
-            }
-        }
-        vector.mxcsr |= raised;
-        Ok(completed)
     }
 
     fn load_x87(&mut self, state: &VectorState) {

@@ -14,8 +14,9 @@ pub enum Elements {
     Opmask(u8),
     /// As many elements, from the first, as this opmask register has bits set among this many (VPCOMPRESS, VPEXPAND).
     Packed(u8, u8),
-    /// The only element (a broadcast) if any of that many low bits of the opmask register is set.
-    Any(u8, u8),
+    /// A broadcast. Element i where a bit of the opmask register is set that stands for a copy of it: bit i and every
+    /// further one at a distance of the operand's elements, among so many low bits.
+    Folded(u8, u8),
     /// Element i where element i of this vector register has its top bit set (VMASKMOV).
     Sign(u8),
 }
@@ -33,8 +34,12 @@ pub struct MemPlan {
     pub write: bool,
     /// The linear address must be a multiple of this, else #GP(0).
     pub alignment: u8,
+    /// The linear address must be a multiple of this where #AC is enabled.
+    pub check: u8,
     /// Which elements.
     pub elements: Elements,
+    /// The mask doesn't suppress the faults of elements that aren't touched.
+    pub whole: bool,
 }
 
 impl MemPlan {
@@ -63,7 +68,17 @@ impl MemPlan {
             read = false;
         }
         let (element, elements) = elements(instruction, size, write);
-        Some(Self { size, element, read, write, alignment: alignment(instruction, size), elements })
+        let alignment = alignment(instruction, size);
+        Some(Self {
+            size,
+            element,
+            read,
+            write,
+            alignment,
+            check: check(instruction, size),
+            elements,
+            whole: is_whole(instruction),
+        })
     }
 
     /// Bit i: element i is touched.
@@ -75,7 +90,11 @@ impl MemPlan {
             Elements::All => low(count),
             Elements::Opmask(k) => state.k[usize::from(k)] & low(count),
             Elements::Packed(k, lanes) => low((state.k[usize::from(k)] & low(u32::from(lanes))).count_ones()),
-            Elements::Any(k, lanes) => u64::from(state.k[usize::from(k)] & low(u32::from(lanes)) != 0),
+            Elements::Folded(k, lanes) => {
+                let mask = state.k[usize::from(k)] & low(u32::from(lanes));
+                (0..u32::from(lanes)).step_by(count.max(1) as usize).fold(0, |all, at| all | mask >> at)
+                    & low(count)
+            }
             Elements::Sign(register) => {
                 let width = usize::from(self.element);
                 let bytes = &state.zmm[usize::from(register)];
@@ -84,19 +103,28 @@ impl MemPlan {
         }
     }
 
-    /// The touched byte ranges, adjacent elements joined: offset and length.
-    pub fn runs(&self, state: &VectorState) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let (mut mask, width) = (self.active_elements(state), usize::from(self.element));
-        std::iter::from_fn(move || {
-            if mask == 0 {
-                return None;
-            }
-            let start = mask.trailing_zeros();
-            let len = (mask >> start).trailing_ones();
-            mask = if start + len >= 64 { 0 } else { mask >> (start + len) << (start + len) };
-            Some((start as usize * width, len as usize * width))
-        })
+    /// Bit i: byte i is touched.
+    #[must_use]
+    pub fn active_bytes(&self, state: &VectorState) -> u64 {
+        let (elements, width) = (self.active_elements(state), u32::from(self.element));
+        let one = if width >= 64 { u64::MAX } else { (1 << width) - 1 };
+        (0..u32::from(self.size) / width)
+            .filter(|i| elements >> i & 1 != 0)
+            .fold(0, |bytes, i| bytes | one << (i * width))
     }
+}
+
+/// Runs of set bits, from the lowest: first bit and length.
+pub(super) fn runs(mut mask: u64) -> impl Iterator<Item = (usize, usize)> {
+    std::iter::from_fn(move || {
+        if mask == 0 {
+            return None;
+        }
+        let start = mask.trailing_zeros();
+        let len = (mask >> start).trailing_ones();
+        mask = if start + len >= 64 { 0 } else { mask >> (start + len) << (start + len) };
+        Some((start as usize, len as usize))
+    })
 }
 
 /// SSE operands of 16 bytes have to be aligned, except those of a few instructions; VEX and EVEX ones need not, except those
@@ -120,6 +148,32 @@ fn alignment(instruction: &Instruction, size: u8) -> u8 {
     }
 }
 
+/// What an operand has to be aligned to where #AC is enabled (SDM 3A table 6-7). Vector operands are exempt except where they
+/// are as small as general ones.
+fn check(instruction: &Instruction, size: u8) -> u8 {
+    match size {
+        _ if matches!(instruction.mnemonic(), M::Vcvtph2ps | M::Vcvtps2ph) => 1,
+        2 | 4 | 8 => size,
+        10 => 8,
+        _ => 1,
+    }
+}
+
+/// Stores of a part of a register check the whole operand whatever the mask (SDM 2A 2.8.9, type E6NF).
+fn is_whole(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.mnemonic(),
+        M::Vextractf32x4
+            | M::Vextractf32x8
+            | M::Vextractf64x2
+            | M::Vextractf64x4
+            | M::Vextracti32x4
+            | M::Vextracti32x8
+            | M::Vextracti64x2
+            | M::Vextracti64x4
+    )
+}
+
 /// Element size and which are touched. Suppression of faults is promised only by element-wise instructions; the others
 /// (SDM 2A 2.8, exception types with NF) read their whole operand whatever the mask.
 fn elements(instruction: &Instruction, size: u8, write: bool) -> (u8, Elements) {
@@ -138,7 +192,12 @@ fn elements(instruction: &Instruction, size: u8, write: bool) -> (u8, Elements) 
     let element = if write || !op_code.can_broadcast() {
         memory.element_size()
     } else {
-        op_code.broadcast_memory_size().element_size()
+        op_code.broadcast_memory_size().size()
+    };
+    let element = match mnemonic {
+        M::Vpshufbitqmb => 1,
+        M::Vfmulcsh | M::Vfcmulcsh | M::Vfmaddcsh | M::Vfcmaddcsh => 4,
+        _ => element,
     };
     let element = u8::try_from(element).ok().filter(|e| *e > 0 && size.is_multiple_of(*e)).unwrap_or(size);
     let lanes_of = |register: Register| (register.size() / usize::from(element)).clamp(1, 64) as u8;
@@ -159,19 +218,28 @@ fn elements(instruction: &Instruction, size: u8, write: bool) -> (u8, Elements) 
     if write {
         return (element, Elements::Opmask(k));
     }
-    if reads_across_elements(mnemonic) {
+    if reads_across_elements(instruction) {
         return (size, Elements::All);
+    }
+    if copies_elements(mnemonic) {
+        return (element, Elements::Folded(k, lanes_of(instruction.op0_register())));
     }
     if instruction.is_broadcast() {
         let full = op_code.memory_size().size() / usize::from(element);
-        return (size, Elements::Any(k, full.clamp(1, 64) as u8));
+        return (size, Elements::Folded(k, full.clamp(1, 64) as u8));
     }
     (element, Elements::Opmask(k))
 }
 
-/// Result element i doesn't depend on memory element i alone.
-fn reads_across_elements(mnemonic: M) -> bool {
+/// Repeats the memory operand over the register.
+fn copies_elements(mnemonic: M) -> bool {
     let name = format!("{mnemonic:?}");
+    name.starts_with("Vbroadcast") || name.starts_with("Vpbroadcast")
+}
+
+/// Result element i doesn't depend on memory element i alone, and the mask suppresses no faults.
+fn reads_across_elements(instruction: &Instruction) -> bool {
+    let name = format!("{:?}", instruction.mnemonic());
     const PREFIXES: &[&str] = &[
         "Vperm",
         "Vpermi",
@@ -182,35 +250,33 @@ fn reads_across_elements(mnemonic: M) -> bool {
         "Vpunpck",
         "Vunpck",
         "Vshuf",
-        "Vpshuf",
+        "Vpshufb",
+        "Vpshufd",
+        "Vpshufh",
+        "Vpshufl",
+        "Vcvtne2ps2bf16",
         "Vpalignr",
         "Vpsll",
         "Vpsrl",
         "Vpsra",
         "Vdbpsadbw",
         "Vpmultishift",
-        "Vgf2p8",
+        "Vgf2p8affine",
         "Vpmadd",
         "Vinsert",
-        "Vbroadcast",
-        "Vpbroadcast",
         "Vmovddup",
         "Vmovshdup",
         "Vmovsldup",
-        "Vpmulhrsw",
         "Vpconflict",
-        "Vplzcnt",
         "Vp2intersect",
         "Vmpsadbw",
-        "V4f",
-        "Vp4d",
-        "Vfcmadd",
-        "Vfcmul",
-        "Vfmaddc",
-        "Vfmulc",
     ];
-    // Variable shifts and VPMADD52 are element-wise.
-    if ["Vpsllv", "Vpsrlv", "Vpsrav", "Vpmadd52"].iter().any(|prefix| name.starts_with(prefix)) {
+    // Variable shifts, VPMADD52 and shifts by an immediate are element-wise.
+    if ["Vpsllv", "Vpsrlv", "Vpsrav", "Vpmadd52", "Vpshufbitqmb"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
+        || instruction.op1_kind() == OpKind::Memory && name.starts_with("Vps") && !name.starts_with("Vpshuf")
+    {
         return false;
     }
     PREFIXES.iter().any(|prefix| name.starts_with(prefix))

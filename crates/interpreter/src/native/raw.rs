@@ -197,7 +197,7 @@ pub(super) fn host_mxcsr_mask() -> u32 {
 pub(super) mod oracle {
     /// XRSTOR `image`, then XSAVE (or XSAVEC) into `out`, both under `mask`; the host's own state is put back.
     pub(crate) fn round_trip(image: &[u8], out: &mut [u8], mask: u32, compact: bool) {
-        assert!(image.as_ptr() as usize % 64 == 0 && out.as_ptr() as usize % 64 == 0);
+        assert!((image.as_ptr() as usize).is_multiple_of(64) && (out.as_ptr() as usize).is_multiple_of(64));
         // SAFETY: both areas are aligned and as large as CPUID leaf 0DH asks for (the caller's business); all vector
         // registers are declared clobbered.
         unsafe {

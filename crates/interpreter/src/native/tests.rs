@@ -68,12 +68,21 @@ impl NativeContext for Flat {
     fn linear_address(&mut self, _: Register, offset: u64) -> u64 {
         offset
     }
-    fn load(&mut self, _: Register, offset: u64, into: &mut [u8]) -> Result<(), u64> {
+    fn reachable(&mut self, _: Register, _: u64) -> Result<(), u64> {
+        Ok(())
+    }
+    fn touch(&mut self, _: Register, offset: u64, size: u64, _: bool, _: u64) -> Result<(), u64> {
+        self.range(offset, size as usize).map(|_| ())
+    }
+    fn check_alignment(&mut self, _: Register, _: u64, _: u64) -> Result<(), u64> {
+        Ok(())
+    }
+    fn load(&mut self, _: Register, offset: u64, into: &mut [u8], _: u64) -> Result<(), u64> {
         let range = self.range(offset, into.len())?;
         into.copy_from_slice(&self.memory[range]);
         Ok(())
     }
-    fn store(&mut self, _: Register, offset: u64, from: &[u8]) -> Result<(), u64> {
+    fn store(&mut self, _: Register, offset: u64, from: &[u8], _: u64) -> Result<(), u64> {
         let range = self.range(offset, from.len())?;
         self.memory[range].copy_from_slice(from);
         Ok(())

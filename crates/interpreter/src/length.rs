@@ -1,0 +1,73 @@
+//! How long undefined VEX and EVEX instructions are.
+//!
+//! Called by `decode.rs` for what iced calls invalid. A processor takes an instruction in to its end before it raises #UD:
+//! bytes past a page's end are fetched, and more than 15 are #GP(0). Left out: immediates of maps 1 and 2 where the opcode is
+//! undefined, and other encodings, which end where iced says.
+
+use crate::cpu::CodeSize;
+
+/// The length of the VEX or EVEX instruction that starts `bytes`, from the bytes there are; 0 if it is something else.
+pub(crate) fn vex_length(bytes: &[u8], size: CodeSize) -> usize {
+    let long = size == CodeSize::Bits64;
+    let is_prefix = |byte: u8| {
+        matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+            || long && byte & 0xf0 == 0x40
+    };
+    let start = bytes.iter().take_while(|byte| is_prefix(**byte)).count();
+    let byte = |at: usize| bytes.get(start + at).copied();
+    // LES, LDS and BOUND with a memory operand outside 64-bit mode.
+    let is_vex = |second: Option<u8>| long || second.is_some_and(|byte| byte >= 0xc0);
+    let (head, map) = match byte(0) {
+        Some(0x62) if is_vex(byte(1)) => (4, byte(1).map_or(0, |byte| byte & 7)),
+        Some(0xc4) if is_vex(byte(1)) => (3, byte(1).map_or(0, |byte| byte & 31)),
+        Some(0xc5) if is_vex(byte(1)) => (2, 1),
+        _ => return 0,
+    };
+    let opcode = byte(head).unwrap_or(0);
+    if map == 1 && opcode == 0x77 {
+        return start + head + 1;
+    }
+    let modrm = byte(head + 1);
+    let mut len = start + head + 2;
+    if let Some(modrm) = modrm {
+        let small = !long && (size == CodeSize::Bits16) != bytes[..start].contains(&0x67);
+        len += operand_bytes(modrm, byte(head + 2), small);
+    }
+    len + usize::from(map == 3 || map == 1 && matches!(opcode, 0x70..=0x73 | 0xc2 | 0xc4..=0xc6))
+}
+
+/// The bytes of SIB and displacement. `small`: 16-bit addresses.
+fn operand_bytes(modrm: u8, sib: Option<u8>, small: bool) -> usize {
+    let (mode, rm) = (modrm >> 6, modrm & 7);
+    match (mode, small) {
+        (3, _) => 0,
+        (0, true) => 2 * usize::from(rm == 6),
+        (mode, true) => usize::from(mode),
+        (mode, false) => {
+            let has_sib = rm == 4;
+            let base = if has_sib { sib.unwrap_or(0) & 7 } else { rm };
+            let displacement = match mode {
+                0 => 4 * usize::from(base == 5),
+                1 => 1,
+                _ => 4,
+            };
+            usize::from(has_sib) + displacement
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn length_counts_prefixes_sib_displacement_and_immediate() {
+        let length = |bytes: &[u8]| vex_length(bytes, CodeSize::Bits64);
+        assert_eq!(length(&[0x66, 0x62, 0xf1, 0x7d, 0x8b, 0xfd, 0xc0]), 7);
+        assert_eq!(length(&[0x62, 0xf1, 0x7d, 0x8b, 0xfd, 0x84, 0x24, 0, 0, 0, 0]), 11);
+        assert_eq!(length(&[0xc4, 0xe3, 0x79, 0x01, 0x04, 0x25]), 11);
+        assert_eq!(length(&[0xc5, 0xf8, 0x77]), 3);
+        assert_eq!(length(&[0x0f, 0x0b]), 0);
+        assert_eq!(vex_length(&[0xc5, 0x00], CodeSize::Bits32), 0);
+    }
+}

@@ -1,0 +1,129 @@
+//! Memory operands of which only some bytes are touched, and those that hosts check in parts.
+//!
+//! Called by the other files of `native`. Where a mask leaves faults open, this follows what Intel hosts do: addresses
+//! first, then the page of the first touched byte, then that of the last.
+
+use super::plan::runs;
+use super::{NativeContext, x87};
+use iced_x86::Register;
+
+/// An operand's place.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) segment: Register,
+    pub(super) offset: u64,
+    /// What #AC asks for.
+    pub(super) alignment: u64,
+}
+
+impl Place {
+    fn at(self, byte: usize) -> u64 {
+        self.offset.wrapping_add(byte as u64)
+    }
+
+    /// The addresses of the first and the last byte of `bytes`, which isn't empty, and the alignment of the whole.
+    fn check_ends<C: NativeContext>(self, context: &mut C, bytes: u64) -> Result<(u64, u64), C::Fault> {
+        let (first, last) = (bytes.trailing_zeros(), 63 - bytes.leading_zeros());
+        let (first, last) = (self.at(first as usize), self.at(last as usize));
+        context.reachable(self.segment, first)?;
+        context.reachable(self.segment, last)?;
+        Ok((first, last))
+    }
+
+    /// Loads the bytes whose bits are set in `bytes`.
+    pub(super) fn load_some<C: NativeContext>(
+        self,
+        context: &mut C,
+        into: &mut [u8],
+        bytes: u64,
+    ) -> Result<(), C::Fault> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.check_ends(context, bytes)?;
+        if self.alignment > 1 {
+            context.check_alignment(self.segment, self.offset, self.alignment)?;
+        }
+        for (at, len) in runs(bytes) {
+            context.load(self.segment, self.at(at), &mut into[at..at + len], 1)?;
+        }
+        Ok(())
+    }
+
+    /// Stores the bytes whose bits are set in `bytes`: all or, with a fault, none.
+    pub(super) fn store_some<C: NativeContext>(
+        self,
+        context: &mut C,
+        from: &[u8],
+        bytes: u64,
+    ) -> Result<(), C::Fault> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let (first, last) = self.check_ends(context, bytes)?;
+        if self.alignment > 1 {
+            context.check_alignment(self.segment, self.offset, self.alignment)?;
+        }
+        context.touch(self.segment, first, 1, true, 1)?;
+        context.touch(self.segment, last, 1, true, 1)?;
+        self.store_runs(context, from, bytes)
+    }
+
+    /// Stores the bytes whose bits are set in `bytes` after a check of all of `from`.
+    pub(super) fn store_within<C: NativeContext>(
+        self,
+        context: &mut C,
+        from: &[u8],
+        bytes: u64,
+    ) -> Result<(), C::Fault> {
+        context.touch(self.segment, self.offset, from.len() as u64, true, self.alignment)?;
+        self.store_runs(context, from, bytes)
+    }
+
+    fn store_runs<C: NativeContext>(self, context: &mut C, from: &[u8], bytes: u64) -> Result<(), C::Fault> {
+        runs(bytes).try_for_each(|(at, len)| context.store(self.segment, self.at(at), &from[at..at + len], 1))
+    }
+
+    /// Stores an 80-bit number as hosts do, significand and exponent apart: a fault of the latter leaves the former stored.
+    pub(super) fn store_extended<C: NativeContext>(
+        self,
+        context: &mut C,
+        from: &[u8],
+    ) -> Result<(), C::Fault> {
+        context.reachable(self.segment, self.at(9))?;
+        context.store(self.segment, self.offset, &from[..8], self.alignment)?;
+        context.store(self.segment, self.at(8), &from[8..], 1)
+    }
+
+    /// MASKMOVQ and MASKMOVDQU: checked and stored by eight bytes, from the highest, whatever the mask.
+    pub(super) fn store_halves<C: NativeContext>(
+        self,
+        context: &mut C,
+        from: &[u8],
+        bytes: u64,
+    ) -> Result<(), C::Fault> {
+        for half in (0..from.len() / 8).rev() {
+            context.touch(self.segment, self.at(8 * half), 8, true, self.alignment)?;
+        }
+        self.store_runs(context, from, bytes)
+    }
+
+    /// Loads an x87 image of `into.len()` bytes. Hosts look at its ends first.
+    pub(super) fn load_image<C: NativeContext>(
+        self,
+        context: &mut C,
+        into: &mut [u8],
+    ) -> Result<(), C::Fault> {
+        context.touch(self.segment, self.offset, self.alignment, false, self.alignment)?;
+        context.touch(self.segment, self.at(into.len() - 1), 1, false, 1)?;
+        context.load(self.segment, self.offset, into, 1)
+    }
+}
+
+/// What hosts have already done when an MMX store faults: TOP is 0, though the tags haven't changed.
+pub(super) fn leave_top_cleared<C: NativeContext>(context: &mut C) {
+    let state = context.registers().1;
+    let tags = state.x87[4];
+    x87::enter_mmx(state);
+    state.x87[4] = tags;
+}
