@@ -44,6 +44,11 @@ const STACK_TOP: u64 = SYSTEM + 0x5000;
 const KERNEL_CS: u16 = 0x10;
 const TSS_SELECTOR: u16 = 0x40;
 
+/// Whether an address is the guest's alone: supervisor pages that the host hasn't.
+pub(super) fn is_system(address: u64) -> bool {
+    (SYSTEM..STACK_TOP).contains(&address)
+}
+
 /// Instructions after which a case counts as endless.
 const BUDGET: u64 = 100_000;
 

@@ -2,7 +2,7 @@
 
 use super::case::{Initial, Outcome};
 use super::generate::Case;
-use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter, OpKind, Register};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use x86::Rflags;
@@ -58,8 +58,12 @@ pub fn compare(case: &Case, host: &Outcome, engine: &Outcome) -> Vec<Difference>
     let mut all = Vec::new();
     differ(&mut all, "vector", u64::from(host.vector), u64::from(engine.vector));
     let code = |outcome: &Outcome| match outcome.vector {
-        // Linux says "present" for all addresses of its own, so as not to tell what is mapped.
-        14 if outcome.cr2 >> 63 != 0 => u64::from(outcome.code & !1),
+        // Linux says "present" for all addresses of its own, so as not to tell what is mapped; to it the last page of the
+        // lower half belongs, too.
+        // The guest has system pages of its own where the host has nothing.
+        14 if outcome.cr2 >= 0x7fff_ffff_f000 || super::guest::is_system(outcome.cr2) => {
+            u64::from(outcome.code & !1)
+        }
         _ => u64::from(outcome.code),
     };
     differ(&mut all, "error code", code(host), code(engine));
@@ -153,6 +157,25 @@ pub fn disassemble(case: &Case) -> String {
     text
 }
 
+/// Where memory operands lie if the registers are still those of the start.
+fn operands(case: &Case) -> Vec<(u64, u64)> {
+    let initial = &case.initial;
+    let address = |&(ip, len, _): &(u64, usize, Rflags)| {
+        let at = (ip - initial.rip) as usize;
+        let instruction =
+            Decoder::with_ip(64, &initial.code[at..at + len], ip, DecoderOptions::NONE).decode();
+        let operand = instruction.op_kinds().position(|kind| kind == OpKind::Memory)?;
+        let address = instruction.virtual_address(operand as u32, 0, |register, _, _| match register {
+            Register::FS => Some(super::case::FS_BASE),
+            Register::GS => Some(super::case::GS_BASE),
+            register if register.is_gpr() => Some(initial.gpr[register.full_register().number()]),
+            _ => Some(0),
+        })?;
+        Some((ip, address))
+    };
+    case.instructions.iter().filter_map(address).collect()
+}
+
 /// A mismatch as text.
 #[must_use]
 pub fn describe(case: &Case, differences: &[Difference]) -> String {
@@ -172,6 +195,14 @@ pub fn describe(case: &Case, differences: &[Difference]) -> String {
         "    rflags {rflags:#x} mxcsr {:#x} fcw {fcw:#x} fsw {fsw:#x} ftw {:#x}",
         vector.mxcsr, vector.x87[4]
     );
+    let masks = vector.k.iter().fold(String::new(), |mut text, k| {
+        let _ = write!(text, " {k:x}");
+        text
+    });
+    let _ = writeln!(text, "    k{masks}");
+    for (ip, operand) in operands(case) {
+        let _ = writeln!(text, "    {ip:#x}: operand at {operand:#x}");
+    }
     for difference in differences {
         let _ = writeln!(text, "  {}: {}", difference.what, difference.values);
     }

@@ -49,6 +49,15 @@ impl Builder {
         if instruction.has_rep_prefix() || instruction.has_repne_prefix() {
             let count = if self.random.percent(80) { self.random.below(40) } else { self.random.below(9000) };
             self.pin(1, count);
+            // Upper halves that 32-bit addresses ignore.
+            let narrow = instruction.op_kinds().any(|kind| {
+                matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI | OpKind::MemorySegEDI)
+            });
+            if narrow && self.random.percent(30) {
+                for register in [1, 6, 7] {
+                    self.initial.gpr[register] |= self.random.bits() << 32;
+                }
+            }
         }
         match instruction.mnemonic() {
             Mnemonic::Leave => {
