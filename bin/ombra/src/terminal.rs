@@ -63,7 +63,8 @@ pub(crate) fn enforce() {
 /// Gives the terminal back, if it was taken.
 pub(crate) fn restore() {
     if let Some(before) = saved().take() {
-        let _ = tcsetattr(stdin(), OptionalActions::Drain, &before);
+        // Not after all output is through: a terminal that nobody reads, or that is stopped, would hold the process for ever.
+        let _ = tcsetattr(stdin(), OptionalActions::Now, &before);
         // Guests switch line wrap off and the cursor invisible, and end without undoing it.
         let _ = stdout().write_all(b"\x1b[?7h\x1b[?25h");
         let _ = stdout().flush();

@@ -1,0 +1,75 @@
+//! A command in a guest: its status, its streams, and nothing else on them.
+
+use crate::process::{Guests, run};
+use crate::{CLOUD, Test};
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_command_gives_its_own_status", CLOUD, status),
+    ("a_command_that_says_nothing_is_silent", CLOUD, silence),
+    ("a_command_that_is_not_there_gives_127", CLOUD, not_there),
+    ("a_command_reads_stdin_to_its_end", CLOUD, stdin),
+    ("all_bytes_pass_both_ways_unchanged", CLOUD, bytes),
+    ("kernel_messages_are_shown_on_stderr_when_asked_for", CLOUD, verbose),
+    ("a_reader_of_stdout_that_goes_away_ends_the_run_with_one_line", CLOUD, reader_goes),
+];
+
+fn status(guests: &Guests) {
+    let ended = run(guests.ombra().args(["--", "sh", "-c", "echo out; echo err >&2; exit 7"]), None);
+    assert_eq!((ended.text().as_str(), ended.stderr.as_str(), ended.status), ("out\n", "err\n", Some(7)));
+}
+
+fn silence(guests: &Guests) {
+    let ended = run(guests.ombra().args(["--", "true"]), None);
+    assert_eq!((ended.text().as_str(), ended.status), ("", Some(0)), "{}", ended.stderr);
+    assert_eq!(ended.stderr, "");
+}
+
+fn not_there(guests: &Guests) {
+    let ended = run(guests.ombra().args(["--", "no-such-command"]), None);
+    assert_eq!((ended.text().as_str(), ended.status), ("", Some(127)), "{}", ended.stderr);
+    assert!(ended.stderr.contains("no-such-command"), "{}", ended.stderr);
+}
+
+fn stdin(guests: &Guests) {
+    let mut part = fs::read(guests.file("busybox")).expect("busybox");
+    part.truncate(200_000);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), part).expect("a file");
+    let sum = Command::new("md5sum").arg(file.path()).output().expect("md5sum");
+    let sum = String::from_utf8_lossy(&sum.stdout).split(' ').next().unwrap_or_default().to_owned();
+    let mut command = guests.ombra();
+    command.stdin(fs::File::open(file.path()).expect("a file"));
+    let ended = run(command.args(["--", "md5sum"]), None);
+    assert!(ended.text().starts_with(&sum), "{sum} is not {}; {}", ended.text(), ended.stderr);
+    assert_eq!(ended.status, Some(0));
+}
+
+fn bytes(guests: &Guests) {
+    let all: Vec<u8> = (0..=255u8).cycle().take(1 << 20).collect();
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(&all).expect("a file");
+    std::io::Seek::rewind(&mut file).expect("a file");
+    let ended = run(guests.ombra().stdin(file).args(["--", "cat"]), None);
+    assert!(ended.stdout == all, "{} bytes came back; {}", ended.stdout.len(), ended.stderr);
+    assert_eq!((ended.stderr.as_str(), ended.status), ("", Some(0)));
+}
+
+fn verbose(guests: &Guests) {
+    let ended = run(guests.ombra().args(["--verbose", "--", "echo", "hello"]), None);
+    assert_eq!((ended.text().as_str(), ended.status), ("hello\n", Some(0)), "{}", ended.stderr);
+    assert!(ended.stderr.contains("Linux version"), "{}", ended.stderr);
+}
+
+fn reader_goes(guests: &Guests) {
+    let mut child = guests.ombra().args(["--", "yes"]).spawn().expect("the binary starts");
+    let mut reader = Command::new("head");
+    reader.args(["-c", "10"]).stdin(child.stdout.take().expect("piped")).stdout(Stdio::null());
+    assert!(reader.status().expect("head").success());
+    let output = child.wait_with_output().expect("it ends");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), errors.lines().count()), (Some(125), 1), "{errors}");
+    assert!(errors.starts_with("ombra: ") && errors.contains("output"), "{errors}");
+}
