@@ -34,6 +34,13 @@ pub(crate) struct Place {
     second: Option<(Target, u16)>,
 }
 
+impl Place {
+    /// An operand that lies in one page of RAM.
+    pub(crate) fn in_ram(at: RamOffset) -> Self {
+        Self { first: Target::Ram(at), second: None }
+    }
+}
+
 impl Cpu {
     /// Effective address of the op's memory operand: the offset in its segment.
     #[inline(always)]
@@ -192,18 +199,12 @@ impl Cpu {
         actor: Actor,
         io: &mut dyn Platform,
     ) -> Result<Place, Stop> {
-        let address = if self.long_mode {
-            let last = address.wrapping_add(size - 1);
-            if !self.is_canonical(address) || !self.is_canonical(last) {
-                return Err(Stop::Fault(segment_fault(segment)));
-            }
-            address
-        } else {
-            address & 0xffff_ffff
-        };
+        let address = if self.long_mode { address } else { address & 0xffff_ffff };
+        self.check_canonical(segment, address)?;
         if address & (alignment - 1) != 0 {
             self.check_alignment()?;
         }
+        self.check_canonical(segment, address.wrapping_add(size - 1))?;
         if actor == Actor::Explicit && self.state.dr7 & x86::control::dr7::ENABLES != 0 {
             self.watch_data(address, size, intent);
         }

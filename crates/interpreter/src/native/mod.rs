@@ -327,6 +327,9 @@ impl Inner {
             let stored = match plan.elements {
                 Elements::All if plan.size == 10 => place.store_extended(context, from),
                 Elements::All => context.store(place.segment, place.offset, from, place.alignment),
+                _ if plan.element == plan.size && touched != 0 => {
+                    context.store(place.segment, place.offset, from, place.alignment)
+                }
                 _ if plan.whole => place.store_within(context, from, touched),
                 _ => place.store_some(context, from, touched),
             };

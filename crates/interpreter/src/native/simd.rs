@@ -30,6 +30,8 @@ pub(super) enum Behaviour {
     RaisesNoUnderflow,
     /// Scales by powers of two: overflow and underflow that are raised are exact.
     RaisesScaled,
+    /// As that, and results are of half precision.
+    RaisesHalfScaled,
     /// Notes flags, raises nothing: complex multiplications on all hosts that have them.
     Notes,
     /// Neither: approximations, and whatever suppresses exceptions by its encoding.
@@ -54,10 +56,10 @@ impl Behaviour {
         if begins(&["reduce"]) {
             return Self::RaisesNoUnderflow;
         }
-        if begins(&["scalef"]) && !half {
-            return Self::RaisesScaled;
+        if begins(&["scalef"]) {
+            return if half { Self::RaisesHalfScaled } else { Self::RaisesScaled };
         }
-        if half && begins(&["add", "sub", "mul", "div", "fm", "fnm", "scalef", "cvt"]) {
+        if half && begins(&["add", "sub", "mul", "div", "fm", "fnm", "cvt"]) {
             return Self::RaisesHalf;
         }
         Self::Raises
@@ -89,7 +91,8 @@ impl Inner {
             _ if tininess => quiet | FLUSH,
             _ => quiet,
         };
-        if behaviour == Behaviour::RaisesHalf && tininess {
+        let scaled = matches!(behaviour, Behaviour::RaisesScaled | Behaviour::RaisesHalfScaled);
+        if matches!(behaviour, Behaviour::RaisesHalf | Behaviour::RaisesHalfScaled) && tininess {
             let (mut gpr, mut results) = (*gpr, vector.clone());
             let memory = self.frame.bounce;
             self.frame.mxcsr_trap = 0;
@@ -98,6 +101,7 @@ impl Inner {
             if raised & unmasked & PRE_COMPUTATION == 0
                 && has_tiny_half(instruction, &results, vector, &self.frame.bounce)
             {
+                let raised = if scaled { without_exact(raised, unmasked & OVERFLOW) } else { raised };
                 vector.mxcsr |= raised | UNDERFLOW;
                 return Ok(false);
             }
@@ -109,9 +113,10 @@ impl Inner {
         if !completed {
             if raised & unmasked & PRE_COMPUTATION != 0 {
                 raised &= PRE_COMPUTATION;
-            } else if behaviour == Behaviour::RaisesScaled {
-                let inexact = raised & (OVERFLOW | UNDERFLOW) & !unmasked != 0;
-                raised = (raised & !PRECISION) | if inexact { PRECISION } else { 0 };
+            } else if scaled {
+                // Half-precision results aren't flushed: underflow that shows in a masked run is inexact.
+                let exact = if behaviour == Behaviour::RaisesScaled { unmasked } else { unmasked & OVERFLOW };
+                raised = without_exact(raised, exact);
             } else if tininess && behaviour != Behaviour::RaisesNoUnderflow {
                 // Flushing reports a loss of precision that the real result may not have.
                 self.frame.mxcsr_in = quiet & !FLUSH;
@@ -123,6 +128,12 @@ impl Inner {
         vector.mxcsr |= raised;
         Ok(completed)
     }
+}
+
+/// The flags of a scaling that raises: overflow and underflow lose precision but for those in `exact`.
+fn without_exact(raised: u32, exact: u32) -> u32 {
+    let inexact = raised & (OVERFLOW | UNDERFLOW) & !exact != 0;
+    (raised & !PRECISION) | if inexact { PRECISION } else { 0 }
 }
 
 /// Whether a half-precision result that the mask lets through is denormal.
