@@ -52,6 +52,7 @@ pub(super) fn input(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
     io.pio(port, Access::Read(&mut data[..size]));
     cpu.write_register(register, u32::from_le_bytes(data).into());
     cpu.watch_io(port, size as u64);
+    cpu.look_up();
     Ok(())
 }
 
@@ -64,5 +65,6 @@ pub(super) fn output(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
     let data = (cpu.read_register(register) as u32).to_le_bytes();
     io.pio(port, Access::Write(&data[..size]));
     cpu.watch_io(port, size as u64);
+    cpu.look_up();
     Ok(())
 }
