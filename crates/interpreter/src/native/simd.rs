@@ -5,8 +5,8 @@
 //! tininess of single and double results, so it is on while the guest has underflow unmasked; half-precision results
 //! ignore that mode, there the results themselves are looked at.
 //!
-//! With overflow unmasked, PE says whether the result is inexact even with a wider exponent; what the masked run says is
-//! taken for that, which is wrong where a huge result is exact.
+//! Left out: where unmasked overflow or underflow is raised, PE says whether the result is inexact even with a wider
+//! exponent. What the masked run says is taken for that, which is wrong where only the exponent doesn't fit.
 
 use super::{Inner, NativeContext, Stub, raw};
 use iced_x86::{Instruction, OpKind, Register, RoundingControl};
