@@ -23,7 +23,7 @@ fn reboot(guests: &Guests, flags: &[&str], until: Option<(&str, usize)>) -> Ende
     let initramfs = initramfs(&guests.file("busybox"), "echo init-starts\n/bin/busybox reboot -f");
     let mut command = guests.ombra();
     command.arg("--kernel").arg(guests.file("cloud/vmlinuz")).arg("--initramfs").arg(initramfs.path());
-    run_for(command.args(["--cmdline", "console=ttyS0 quiet"]).args(flags), until, PATIENCE)
+    run_for(command.args(["--cmdline", "console=ttyS0 no_timer_check quiet"]).args(flags), until, PATIENCE)
 }
 
 fn triple_fault(guests: &Guests) {
