@@ -97,6 +97,14 @@ impl Cpu {
         io: &mut dyn Platform,
     ) -> Result<Place, Stop> {
         let address = stack.linear(offset, size)?;
+        let cached = if intent == Intent::Write {
+            self.tlb.write(address, size)
+        } else {
+            self.tlb.read(address, size)
+        };
+        if let Some(ram) = cached {
+            return Ok(Place::in_ram(ram));
+        }
         self.place_linear(NO_SEGMENT, address, size, intent, Actor::Explicit, io).map_err(|stop| match stop {
             // Not canonical: a stack fault here.
             Stop::Fault(exception) if exception.vector == Vector::GeneralProtection => stack.fault(),
