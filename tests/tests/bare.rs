@@ -162,6 +162,7 @@ impl Images {
         let config = MachineConfig {
             memory: 128 << 20,
             cpus,
+            la57: false,
             boot: BootConfig {
                 kernel: self.folder.path().join(image),
                 initramfs: module.map(|text| Initramfs::Bytes(text.into())),

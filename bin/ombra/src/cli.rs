@@ -76,10 +76,13 @@ pub(crate) struct Run {
         value_name = "N",
         alias = "smp",
         default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..=255),
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(interpreter::MAX_VCPUS)),
         help_heading = "Machine"
     )]
     pub(crate) cpus: u32,
+    /// Offer the guest 5-level paging (57-bit addresses)
+    #[arg(long, help_heading = "Machine")]
+    pub(crate) la57: bool,
     /// What executes guest code
     #[arg(long, value_enum, value_name = "ENGINE", alias = "accel", default_value_t = Engine::Auto, help_heading = "Machine")]
     pub(crate) engine: Engine,

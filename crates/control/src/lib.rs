@@ -12,6 +12,8 @@ pub struct MachineConfig {
     pub memory: u64,
     /// Number of vCPUs.
     pub cpus: u32,
+    /// CPUID offers 5-level paging (57-bit linear addresses), which guests then switch on.
+    pub la57: bool,
     /// What to boot.
     pub boot: BootConfig,
     /// COM1 to COM4; `None` where there is no port.

@@ -37,4 +37,4 @@ mod vector;
 mod walk;
 mod width;
 
-pub use vcpu::Interpreter;
+pub use vcpu::{Interpreter, MAX_VCPUS};

@@ -6,6 +6,9 @@ use engine::{Budget, Caps, Engine, EngineError, Exit, Groups, Kicker, Platform, 
 use x86::CpuState;
 use x86::state::Activity;
 
+/// Most vCPUs of one machine.
+pub const MAX_VCPUS: u32 = 64;
+
 /// The reference engine: decodes and executes one instruction after the other, in every mode of the architecture.
 pub struct Interpreter {
     setup: Setup,
@@ -23,7 +26,7 @@ impl Interpreter {
 
 impl Engine for Interpreter {
     fn caps(&self) -> Caps {
-        Caps { name: "interpreter", exact_budget: true, max_vcpus: 64 }
+        Caps { name: "interpreter", exact_budget: true, max_vcpus: MAX_VCPUS }
     }
 
     fn create_vcpu(&self, id: VcpuId) -> Result<Box<dyn Vcpu>, EngineError> {

@@ -3,7 +3,7 @@
 //!
 //! One [`Msrs`] per vCPU, behind that vCPU's [`Platform`](engine::Platform); its local APIC's MSRs go to the APIC before
 //! they come here. Most of these registers only remember what was written: nothing in this machine is cached by type,
-//! throttled or counted. What isn't known gets `#GP`, as on hardware, and is logged once a machine.
+//! throttled or counted. What isn't known gets `#GP`, as on hardware, and is logged once a machine, up to a limit.
 //!
 //! Threads: used by the vCPU's thread only. No locks, except the set of what has been logged.
 
@@ -27,6 +27,8 @@ const ARCH_CAPABILITIES: u64 = bits(&[0, 1, 3, 4, 5, 6, 8, 13, 14, 15, 20, 24, 2
 const MISC_ENABLE: u64 = bits(&[0, 11, 12]);
 /// MISC_ENABLE bits that can be written: fast strings, thermal monitors, SpeedStep, MONITOR, CPUID limit, xTPR, XD disable.
 const MISC_ENABLE_WRITABLE: u64 = bits(&[0, 1, 3, 16, 18, 22, 23, 34, 38]);
+/// DEBUGCTL bits that can be written: LBR, which records nothing here. Not BTF: it would have to change what TF does.
+const DEBUG_CTL_WRITABLE: u64 = 1;
 /// A microcode revision that no driver finds too old, in the upper half as the register has it.
 const MICROCODE: u64 = 0xffff_ffff << 32;
 /// The same for AMD, where the register is the plain patch level.
@@ -88,6 +90,9 @@ const AMD_BU_CFG2: u32 = 0xc001_102a;
 const HWCR_RESET: u64 = 1 << 24;
 /// DE_CFG: LFENCE is serializing.
 const DE_CFG_LFENCE: u64 = 1 << 1;
+
+/// Unknown registers that are remembered as logged. A guest may ask for all four thousand million.
+const MOST_LOGGED: usize = 256;
 
 const fn bits(numbers: &[u32]) -> u64 {
     let mut value = 0;
@@ -193,7 +198,8 @@ impl Msrs {
     }
 
     fn unknown(&self, number: u32, what: &str) -> GpFault {
-        if self.logged.lock().unwrap_or_else(PoisonError::into_inner).insert(number) {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.len() < MOST_LOGGED && logged.insert(number) {
             tracing::debug!("{what} of MSR {number:#x}, which does not exist: #GP");
         }
         GpFault
@@ -229,7 +235,6 @@ impl Msrs {
                 Vendor::Intel => (MICROCODE, Ignore),
                 Vendor::Amd => (PATCH_LEVEL, Ignore),
             },
-            msr::SPEC_CTRL => (0, Keep(0b111)),
             UCODE_WRITE => (0, Ignore),
             _ => {
                 return match self.vendor {
@@ -263,7 +268,7 @@ fn intel(number: u32, any: Write) -> Option<(u64, Write)> {
         msr::FEATURE_CONTROL => (FEATURE_CONTROL_LOCKED, Refuse),
         msr::ARCH_CAPABILITIES => (ARCH_CAPABILITIES, Refuse),
         msr::MISC_ENABLE => (MISC_ENABLE, Keep(MISC_ENABLE | MISC_ENABLE_WRITABLE)),
-        msr::DEBUG_CTL => (0, Keep(0b11)),
+        msr::DEBUG_CTL => (0, Keep(DEBUG_CTL_WRITABLE)),
         CORE_CAPABILITIES | PERF_CAPABILITIES | SMI_COUNT | RAPL_UNIT | PPIN => (0, Refuse),
         // No turbo, no CPUID faulting, no TDP limits: all zero but the ratio, which nobody needs to know.
         PLATFORM_INFO => (0, Refuse),
@@ -282,7 +287,7 @@ fn amd(number: u32, any: Write) -> Option<(u64, Write)> {
     use Write::{Ignore, Keep, Refuse};
     Some(match number {
         msr::MISC_ENABLE => (0, Ignore),
-        msr::DEBUG_CTL => (0, Keep(0b11)),
+        msr::DEBUG_CTL => (0, Keep(DEBUG_CTL_WRITABLE)),
         // Counters and their selectors, old and new: KVM and firmware-like code clears them blindly.
         0xc001_0000..=0xc001_0007 => (0, any),
         AMD_PERF_CTL0.. if number < AMD_PERF_CTL0 + 12 => (0, any),
@@ -378,6 +383,15 @@ mod tests {
             assert_eq!(msrs.write(0xdead_beef, 0), Err(GpFault));
         }
         assert_eq!(msrs.logged.lock().expect("not poisoned").len(), 1);
+    }
+
+    #[test]
+    fn a_guest_that_asks_for_every_register_does_not_fill_the_hosts_memory() {
+        let mut msrs = msrs(b"Genu");
+        for number in 0x1000_0000..0x1000_0000 + 10 * MOST_LOGGED as u32 {
+            assert_eq!(msrs.read(number), Err(GpFault));
+        }
+        assert_eq!(msrs.logged.lock().expect("not poisoned").len(), MOST_LOGGED);
     }
 
     #[test]

@@ -146,7 +146,7 @@ impl Machine {
         let physical_bits = cpuid::physical_bits(&cpuid::host);
         let memory = GuestMemory::new(layout(config.memory, physical_bits)?)?;
         let clock = Arc::new(TscClock::start());
-        let options = cpuid::Options { cpus: config.cpus, tsc_hz: clock.tsc_hz(), la57: false };
+        let options = cpuid::Options { cpus: config.cpus, tsc_hz: clock.tsc_hz(), la57: config.la57 };
         let cpuid = cpuid::build(&cpuid::host, options);
         let setup = Setup { memory: memory.clone(), cpuid: cpuid.clone(), tsc_offset: clock.offset() };
         let engine = make_engine(setup)?;

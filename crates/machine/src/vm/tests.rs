@@ -78,6 +78,7 @@ fn config(kernel: &tempfile::NamedTempFile) -> MachineConfig {
     MachineConfig {
         memory: 8 << 20,
         cpus: 2,
+        la57: false,
         boot: BootConfig { kernel: kernel.path().to_owned(), initramfs: None, cmdline: String::new() },
         serial: [Some(SerialConfig::Stream), None, None, None],
         no_reboot: false,
