@@ -712,3 +712,25 @@ fault:  nop
 #: expect  ebp = STACK - 4, esp = STACK - 12 - 8, dword(STACK - 4) = DATA, dword(STACK - 8) = 0x1111, dword(STACK - 12) = STACK - 4
         enter   8, 2
         hlt
+
+#: case    an instruction breakpoint comes before the page fault of fetching the instruction
+#: manual  SDM 3A table 6-2
+#: mode    long
+#: pte     DATA = 0
+#: set     dr0 = DATA, dr7 = 0x402
+#: ends    #DB
+#: expect  dr6 & 0xf = 1, frame.ip = DATA
+        mov     eax, DATA
+        jmp     rax
+
+#: case    an instruction that runs beyond its segment's limit is a #GP whatever page is there
+#: manual  SDM 3A 6.15 interrupt 13
+#: mode    paged32
+#: gdt     SELECTORS = code32 limit=DATA+0xfff
+#: byte    DATA + 0xffe = 0x90, 0xb8
+#: pte     DATA + 0x1000 = 0
+#: ends    #GP(0)
+#: expect  frame.ip = DATA + 0xfff
+        push    SELECTORS
+        push    DATA + 0xffe
+        retf

@@ -3,7 +3,7 @@
 //! Every path is exact for accesses that cross a page: both halves are translated before either is touched, so a fault leaves
 //! nothing half done. The fast path is a TLB hit within one page; all else is in the `#[cold]` functions below it.
 
-use crate::cpu::{Cpu, FAST_READ, FAST_WRITE, Step, Stop};
+use crate::cpu::{CodeSize, Cpu, FAST_READ, FAST_WRITE, Step, Stop};
 use crate::op::Op;
 use crate::tlb::Fill;
 use crate::walk::{Actor, Intent};
@@ -16,7 +16,8 @@ use x86::control::cr4;
 use x86::state::seg;
 use x86::{Exception, Gpa, Vector};
 
-/// Serializes `LOCK`ed accesses that cross a page: they can't be one host instruction.
+/// Serializes `LOCK`ed accesses that cross a page, which can't be one host instruction, against each other. A
+/// `LOCK`ed access to part of the same bytes that doesn't cross the page is not excluded.
 static SPLIT_LOCK: Mutex<()> = Mutex::new(());
 
 /// Where one page's part of an access lands.
@@ -214,7 +215,8 @@ impl Cpu {
             return Ok(Place { first, second: None });
         }
         let mut next = address.wrapping_add(on_first);
-        if !self.long_mode {
+        // Compatibility mode's linear addresses have 32 bits too; what is above is 64-bit code's, or the CPU's own.
+        if !self.long_mode || (self.code_size != CodeSize::Bits64 && address >> 32 == 0) {
             next &= 0xffff_ffff;
         }
         let second = self.target(next, intent, actor, io)?;

@@ -9,15 +9,15 @@
 //! each time, since another address space may continue elsewhere.
 
 use crate::cpu::CodeSize;
-use crate::op::Op;
+use crate::op::{Detail, Op};
 use memory::{GuestMemory, RamOffset};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// Most instructions in a block.
 pub(crate) const MAX_OPS: usize = 32;
-/// Blocks kept before everything is dropped and built anew: about 100 MiB at the most.
-const MAX_BLOCKS: usize = 1 << 16;
+/// Bytes of blocks kept before everything is dropped and built anew. A Debian kernel's boot fills about half.
+const BUDGET: usize = 64 << 20;
 /// Direct-mapped look-up by linear address.
 const LOOKUPS: usize = 1 << 13;
 
@@ -62,6 +62,15 @@ impl Block {
         Self { ops, epoch: u64::MAX, successors: [NO_LOOKUP; 2], len, key, bytes, generation, second }
     }
 
+    /// What the block takes of the host's memory, the table's share included.
+    fn size(&self) -> usize {
+        let details = self.ops.iter().filter(|op| op.detail.is_some()).count();
+        2 * size_of::<Self>()
+            + self.ops.capacity() * size_of::<Op>()
+            + details * size_of::<Detail>()
+            + self.bytes.capacity()
+    }
+
     /// How many of the bytes are on the first page.
     pub(crate) fn on_first(&self) -> usize {
         let left = (x86::address::PAGE_SIZE - self.key.at.offset_in_page()) as usize;
@@ -86,6 +95,8 @@ pub(crate) struct Blocks {
     blocks: Vec<Block>,
     by_key: HashMap<Key, BlockIndex, BuildHasherDefault<KeyHasher>>,
     lookups: Box<[Lookup]>,
+    /// Bytes that the blocks take.
+    size: usize,
     /// Blocks decoded since creation.
     pub(crate) decoded: u64,
 }
@@ -96,6 +107,7 @@ impl Blocks {
             blocks: Vec::new(),
             by_key: HashMap::default(),
             lookups: vec![NO_LOOKUP; LOOKUPS].into_boxed_slice(),
+            size: 0,
             decoded: 0,
         }
     }
@@ -140,12 +152,16 @@ impl Blocks {
     /// Adds a block, in the place of one with the same key where there is one.
     pub(crate) fn insert(&mut self, block: Block) -> BlockIndex {
         self.decoded += 1;
-        if let Some(&index) = self.by_key.get(&block.key) {
-            self.blocks[index as usize] = block;
-            return index;
-        }
-        if self.blocks.len() >= MAX_BLOCKS {
+        let size = block.size();
+        if self.size + size > BUDGET {
+            tracing::debug!(blocks = self.blocks.len(), "the block cache is full and starts anew");
             self.clear();
+        }
+        self.size += size;
+        if let Some(&index) = self.by_key.get(&block.key) {
+            let old = std::mem::replace(&mut self.blocks[index as usize], block);
+            self.size -= old.size();
+            return index;
         }
         let index = self.blocks.len() as BlockIndex;
         self.by_key.insert(block.key, index);
@@ -157,9 +173,17 @@ impl Blocks {
     pub(crate) fn clear(&mut self) {
         self.blocks.clear();
         self.by_key.clear();
+        self.size = 0;
         for entry in &mut self.lookups {
             entry.context = u64::MAX;
         }
+    }
+
+    /// As [`Blocks::is_current`], for blocks found by a linear address alone, which doesn't vouch for a second page.
+    #[inline(always)]
+    pub(crate) fn is_current_at(&mut self, index: BlockIndex, memory: &GuestMemory) -> bool {
+        self.blocks[index as usize].epoch == memory.epoch()
+            || (self.blocks[index as usize].second.is_none() && self.revive(index, memory))
     }
 
     /// Whether the block still says what memory says; revives one whose bytes are unchanged.
@@ -175,6 +199,8 @@ impl Blocks {
         let epoch = memory.epoch();
         let generation = memory.generation(block.key.at);
         let second = block.second.map(|(page, _)| (page, memory.generation(page)));
+        // A block with a second page never takes the short way.
+        let epoch = if second.is_some() { u64::MAX } else { epoch };
         if generation == block.generation && second == block.second {
             block.epoch = epoch;
             return true;

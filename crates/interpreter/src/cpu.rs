@@ -164,6 +164,11 @@ impl Cpu {
         self.regs[..16].copy_from_slice(&self.state.gpr);
         self.rip = self.state.rip;
         self.flags = Flags::from_rflags(self.state.rflags);
+        self.debug_hits = self.state.pending_debug & 0xf;
+        self.special &= !special::DEBUG_PENDING;
+        if self.state.pending_debug != 0 {
+            self.special |= special::DEBUG_PENDING;
+        }
         self.tlb.flush();
         self.update_mode();
     }
@@ -173,6 +178,8 @@ impl Cpu {
         self.state.gpr.copy_from_slice(&self.regs[..16]);
         self.state.rip = self.rip;
         self.state.rflags = self.rflags();
+        let pending = self.special & special::DEBUG_PENDING != 0;
+        self.state.pending_debug = if pending { 1 << 12 | self.debug_hits } else { 0 };
     }
 
     /// All of RFLAGS.

@@ -15,6 +15,7 @@ use memory::RamOffset;
 use std::cell::RefCell;
 use x86::Exception;
 use x86::address::PAGE_SIZE;
+use x86::state::seg;
 
 /// An instruction has at most this many bytes (SDM 2A 2.3.11); longer ones get #GP(0).
 const MAX_BYTES: usize = 15;
@@ -117,6 +118,11 @@ impl Cpu {
         self.memory.load_bytes(key.at, &mut bytes[..first]);
         if first == MAX_BYTES {
             return Ok(single(key, &bytes, generation, None));
+        }
+        let next_rip = self.rip.wrapping_add(first as u64);
+        if key.size != CodeSize::Bits64 && next_rip > u64::from(self.state.segments[seg::CS].limit) {
+            // The rest lies beyond the segment, whatever is there.
+            return Err(Exception::GP0.into());
         }
         let next = (address | (PAGE_SIZE - 1)).wrapping_add(1);
         let next = if key.size == CodeSize::Bits64 { next } else { next & 0xffff_ffff };

@@ -75,9 +75,12 @@ impl InterpretedVcpu {
         let cpu = &mut self.cpu;
         let address = cpu.segment_base[seg::CS].wrapping_add(cpu.rip);
         let address = if cpu.code_size == CodeSize::Bits64 { address } else { address & 0xffff_ffff };
+        if careful {
+            cpu.check_breakpoints(address)?;
+        }
         let context = cpu.tlb.epoch() << 3 | u64::from(cpu.state.cpl == 3) << 2 | cpu.code_size as u64;
         let index = match self.blocks.successor(self.last, address, context) {
-            Some(index) if self.blocks.is_current(index, &self.cpu.memory) => index,
+            Some(index) if self.blocks.is_current_at(index, &self.cpu.memory) => index,
             _ => match self.next_block(address, context, io)? {
                 Code::Block(index) => index,
                 Code::Uncached(block) => return run_block(&mut self.cpu, &block, most, careful, io),
@@ -91,7 +94,7 @@ impl InterpretedVcpu {
     #[inline(never)]
     fn next_block(&mut self, address: u64, context: u64, io: &mut dyn Platform) -> Result<Code, Stop> {
         if let Some(index) = self.blocks.lookup(address, context)
-            && self.blocks.is_current(index, &self.cpu.memory)
+            && self.blocks.is_current_at(index, &self.cpu.memory)
         {
             self.blocks.link(self.last, address, context, index);
             return Ok(Code::Block(index));
@@ -262,14 +265,6 @@ fn run_careful(cpu: &mut Cpu, block: &crate::blocks::Block, io: &mut dyn Platfor
     let trap = cpu.state.rflags.contains(Rflags::TF);
     let resume = cpu.state.rflags.contains(Rflags::RF);
     let (sti, mov_ss) = (cpu.state.sti_shadow, cpu.state.mov_ss_shadow);
-    if cpu.special & special::BREAKPOINTS != 0 && !resume && !mov_ss {
-        let address = cpu.segment_base[seg::CS].wrapping_add(cpu.rip);
-        let hits = cpu.instruction_breakpoints(address);
-        if hits != 0 {
-            cpu.state.dr6 = cpu.state.dr6 & !0xf | hits;
-            return Err(Exception::new(Vector::Debug).into());
-        }
-    }
     let rip = cpu.rip;
     cpu.regs[BLOCK_RIP as usize] = rip;
     let Some(op) = block.ops.first() else { return Ok(()) };
@@ -319,6 +314,21 @@ fn run_careful(cpu: &mut Cpu, block: &crate::blocks::Block, io: &mut dyn Platfor
 }
 
 impl Cpu {
+    /// `#DB` before the instruction at a linear address, and before anything that fetching it may raise (SDM 3A table 6-2).
+    #[cold]
+    fn check_breakpoints(&mut self, address: u64) -> Result<(), Stop> {
+        let held_back = self.state.mov_ss_shadow || self.state.rflags.contains(Rflags::RF);
+        if self.special & special::BREAKPOINTS == 0 || held_back {
+            return Ok(());
+        }
+        let hits = self.instruction_breakpoints(address);
+        if hits == 0 {
+            return Ok(());
+        }
+        self.state.dr6 = self.state.dr6 & !0xf | hits;
+        Err(Exception::new(Vector::Debug).into())
+    }
+
     /// Where in RAM code at a linear address lies; `None` where it isn't RAM.
     pub(crate) fn fetch_target(
         &mut self,

@@ -279,6 +279,7 @@ impl Body for Ins {
         io.pio(port, Access::Read(&mut data[..W::BYTES as usize]));
         cpu.store(&place, W::BYTES, u64::from_le_bytes(data), io);
         cpu.watch_io(port, W::BYTES);
+        cpu.look_up();
         run.advance(cpu, gpr::RDI, 1);
         Ok(1)
     }

@@ -75,6 +75,8 @@ pub enum Written {
 struct PageInfo {
     /// Granules something was derived from, one bit each.
     granules: AtomicU64,
+    /// Those of them whose marking every thread is known to have seen.
+    settled: AtomicU64,
     /// Advanced by each store to a marked granule.
     generation: AtomicU32,
     _reserved: AtomicU32,
@@ -227,7 +229,8 @@ impl GuestMemory {
         let last = (at.offset_in_page() + len.max(1) - 1).min(PAGE_SIZE - 1) / GRANULE;
         let mask = (u64::MAX >> (63 - last)) & (u64::MAX << first);
         let info = self.pages.at(frame);
-        if info.granules.load(Ordering::Relaxed) & mask == mask {
+        // Another thread's mark alone is not enough: its barrier must be over too.
+        if info.settled.load(Ordering::Acquire) & mask == mask {
             return;
         }
         info.granules.fetch_or(mask, Ordering::SeqCst);
@@ -235,6 +238,7 @@ impl GuestMemory {
         // A writer stores and then looks at the flag, without a fence between. This barrier, run on all threads of the
         // process, makes sure that a store that did not see the flag is visible to the reads that follow here.
         raw::process_barrier();
+        info.settled.fetch_or(mask, Ordering::Release);
     }
 
     /// How often marked bytes of the page at `at` have been written.

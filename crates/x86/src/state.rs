@@ -195,6 +195,8 @@ pub struct CpuState {
     pub sti_shadow: bool,
     /// Nor is a debug trap (after MOV SS, POP SS; SDM 3A 6.8.3).
     pub mov_ss_shadow: bool,
+    /// Debug traps that wait for the next instruction boundary: 0, or bit 12 with DR6's B0-B3 (SDM 3C 24.4.2).
+    pub pending_debug: u64,
     /// NMIs are blocked until IRET (SDM 3A 6.7.1).
     pub nmi_blocked: bool,
     /// What the vCPU is doing.
@@ -254,6 +256,7 @@ impl Default for CpuState {
             tsc_adjust: 0,
             sti_shadow: false,
             mov_ss_shadow: false,
+            pending_debug: 0,
             nmi_blocked: false,
             activity: Activity::Running,
             vector: VectorState::default(),
