@@ -68,6 +68,8 @@ fn reader_goes(guests: &Guests) {
     let mut reader = Command::new("head");
     reader.args(["-c", "10"]).stdin(child.stdout.take().expect("piped")).stdout(Stdio::null());
     assert!(reader.status().expect("head").success());
+    // It has the pipe's end open as long as it lives.
+    drop(reader);
     let output = child.wait_with_output().expect("it ends");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!((output.status.code(), errors.lines().count()), (Some(125), 1), "{errors}");
