@@ -70,6 +70,10 @@ impl Cpu {
         } else {
             self.deliver_protected(vector, code, source, flags, io)?
         };
+        if self.state.sti_shadow || self.state.mov_ss_shadow {
+            // What the shadow held back is due now.
+            self.special |= special::RECHECK;
+        }
         self.state.sti_shadow = false;
         self.state.mov_ss_shadow = false;
         self.state.activity = Activity::Running;
@@ -180,10 +184,12 @@ impl Cpu {
             flags.set(Rflags::IF, self.state.rflags.contains(Rflags::VIF));
             flags |= Rflags::IOPL;
         }
-        let keep = self.state.rflags & (Rflags::IF | Rflags::AC);
+        let old = self.state.rflags;
         self.enter_real_handler(target as u32, flags, io)?;
+        // Unlike in real mode AC stays: the program's IRET doesn't bring it back.
+        self.state.rflags |= old & Rflags::AC;
         if virtual_if {
-            self.state.rflags |= keep;
+            self.state.rflags |= old & Rflags::IF;
             self.state.rflags.remove(Rflags::VIF);
         }
         self.update_mode();
