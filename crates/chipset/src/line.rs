@@ -76,8 +76,9 @@ pub struct Msi {
 
 /// What takes MSIs: the local APICs.
 pub trait MsiSink: Send + Sync {
-    /// Delivers one.
-    fn send(&self, msi: Msi);
+    /// Delivers one. `false` if nobody took it: there is no such processor, or its local APIC is off. A sender that waits for an
+    /// EOI would wait in vain then.
+    fn send(&self, msi: Msi) -> bool;
 }
 
 #[cfg(test)]

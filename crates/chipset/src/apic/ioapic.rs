@@ -5,6 +5,8 @@
 //! Lock order: its own lock is taken by whoever comes, and held while it sends, so that messages leave in the order of the changes
 //! that caused them; local APICs are locked below it and call back (`eoi`) only with no lock held.
 //!
+//! A level that no local APIC takes is offered again at the next write of an entry, EOI, or rise of the input.
+//!
 //! Polarity bits are kept but have no effect: a line here says asserted or not, and boards differ only in how that is
 //! wired. Delivery status always reads idle.
 
@@ -183,7 +185,10 @@ impl Chip {
         if *entry & io::LEVEL == 0 {
             *entry &= !io::REMOTE_IRR;
         }
-        self.evaluate_level(pin);
+        // All, because a level that nobody took before may be welcome now.
+        for pin in 0..PINS {
+            self.evaluate_level(pin);
+        }
     }
 
     /// Whether the entry acts on levels: NMI, INIT and ExtINT are edges whatever the trigger bit says.
@@ -211,8 +216,10 @@ impl Chip {
         let entry = self.state.table[pin];
         let idle = entry & (io::MASKED | io::REMOTE_IRR) == 0;
         if Self::is_level(entry) && idle && self.state.levels >> pin & 1 != 0 && !self.quiesced {
-            self.state.table[pin] |= io::REMOTE_IRR;
-            self.send(entry);
+            // No EOI would come for a message that nobody took, and the input would be dead for good.
+            if self.send(entry) {
+                self.state.table[pin] |= io::REMOTE_IRR;
+            }
         }
     }
 
@@ -225,13 +232,13 @@ impl Chip {
         }
     }
 
-    fn send(&self, entry: u64) {
+    fn send(&self, entry: u64) -> bool {
         let logical = entry & io::LOGICAL != 0;
         let level = if Self::is_level(entry) { 1 << 15 } else { 0 };
         self.out.send(Msi {
             address: super::LAPIC_BASE | entry >> 56 << 12 | u64::from(logical) << 2,
             data: entry as u32 & 0x7ff | 1 << 14 | level,
-        });
+        })
     }
 }
 

@@ -186,7 +186,11 @@ impl Lapic {
     pub(super) fn has_event(&self) -> bool {
         let state = &self.state;
         state.init
-            || if state.waiting { state.startup.is_some() } else { state.nmis != 0 || self.deliverable().is_some() }
+            || if state.waiting {
+                state.startup.is_some()
+            } else {
+                state.nmis != 0 || self.deliverable().is_some()
+            }
     }
 
     /// INIT, start-up or NMI, if the vCPU takes one.
@@ -229,10 +233,10 @@ impl Lapic {
 
     // Messages coming in.
 
-    /// A message of the given delivery mode has reached this APIC.
-    pub(super) fn accept(&mut self, delivery: u32, vector: u8, level: bool) {
+    /// A message of the given delivery mode has reached this APIC; `false` if it doesn't take it.
+    pub(super) fn accept(&mut self, delivery: u32, vector: u8, level: bool) -> bool {
         match delivery {
-            mode::FIXED | mode::LOWEST => self.request(vector, level),
+            mode::FIXED | mode::LOWEST => return self.request(vector, level),
             mode::NMI => self.nmi(),
             mode::INIT => {
                 self.state.init = true;
@@ -252,8 +256,9 @@ impl Lapic {
                 self.state.extint = true;
                 self.attend = true;
             }
-            _ => {}
+            _ => return false,
         }
+        true
     }
 
     /// While the vCPU waits for a start-up IPI it stays latched.
@@ -265,13 +270,14 @@ impl Lapic {
         self.attend = true;
     }
 
-    fn request(&mut self, vector: u8, level: bool) {
+    fn request(&mut self, vector: u8, level: bool) -> bool {
         // SDM 3A 10.4.7.2: disabled by software, it takes no interrupts.
         if !self.is_software_enabled() || !self.is_enabled() {
-            return;
+            return false;
         }
         if vector < 16 {
-            return self.error(esr::RECEIVE_ILLEGAL_VECTOR);
+            self.error(esr::RECEIVE_ILLEGAL_VECTOR);
+            return false;
         }
         if level {
             self.state.tmr.insert(vector);
@@ -282,6 +288,7 @@ impl Lapic {
             self.state.irr.insert(vector);
             self.attend = true;
         }
+        true
     }
 
     fn error(&mut self, bit: u32) {
@@ -425,6 +432,8 @@ impl Lapic {
         if illegal {
             return Err(MsrFault);
         }
+        // Who booted is not the guest's to change: the vCPU's answer to INIT depends on it, here and in the engine.
+        let value = value & !base::BSP | old & base::BSP;
         self.state.base = value;
         if enabled(old) && !enabled(value) {
             self.clear_registers();

@@ -405,33 +405,30 @@ impl Lapics {
         // A processor can't start itself over by shorthand.
         let self_allowed = !matches!(message.delivery, mode::INIT | mode::STARTUP);
         let own = cpu as usize;
-        match command >> 18 & 3 {
+        let is_enabled = |cell: &Cell| cell.route.load(Ordering::Acquire) & route::ENABLED != 0;
+        // IPIs are edges: nobody needs to know who took them.
+        let _taken = match command >> 18 & 3 {
             0 => {
                 let id = if wide { (command >> 32) as u32 } else { (command >> 56) as u32 };
-                self.deliver(Destination { id, logical: command & icr::LOGICAL != 0, wide }, message);
+                self.deliver(Destination { id, logical: command & icr::LOGICAL != 0, wide }, message)
             }
-            1 if self_allowed => self.hand_over(own, message),
-            2 => self.deliver_to(message, |number, cell| {
-                (self_allowed || number != own) && cell.route.load(Ordering::Acquire) & route::ENABLED != 0
-            }),
-            3 => self.deliver_to(message, |number, cell| {
-                number != own && cell.route.load(Ordering::Acquire) & route::ENABLED != 0
-            }),
-            _ => {}
-        }
+            1 => self_allowed && self.hand_over(own, message),
+            2 => self.deliver_to(message, |number, cell| (self_allowed || number != own) && is_enabled(cell)),
+            _ => self.deliver_to(message, |number, cell| number != own && is_enabled(cell)),
+        };
     }
 
-    fn deliver(&self, destination: Destination, message: Message) {
+    /// Says whether anybody took it; so do the following.
+    fn deliver(&self, destination: Destination, message: Message) -> bool {
         if destination.logical || destination.is_broadcast() {
             return self.deliver_to(message, |number, cell| destination.names(number, cell));
         }
         let number = destination.id as usize;
-        if self.cells.get(number).is_some_and(|cell| destination.names(number, cell)) {
-            self.hand_over(number, message);
-        }
+        self.cells.get(number).is_some_and(|cell| destination.names(number, cell))
+            && self.hand_over(number, message)
     }
 
-    fn deliver_to(&self, message: Message, is_target: impl Fn(usize, &Cell) -> bool) {
+    fn deliver_to(&self, message: Message, is_target: impl Fn(usize, &Cell) -> bool) -> bool {
         if message.delivery == mode::LOWEST {
             // SDM 3A 10.6.2.4; those with the same priority take turns.
             let start = self.rotor.fetch_add(1, Ordering::Relaxed);
@@ -444,20 +441,19 @@ impl Lapics {
                         && is_target(*number, cell)
                 })
                 .min_by_key(|number| self.cells[*number].priority.load(Ordering::Relaxed) >> 4);
-            if let Some(number) = lowest {
-                self.hand_over(number, message);
-            }
-            return;
+            return lowest.is_some_and(|number| self.hand_over(number, message));
         }
+        let mut taken = false;
         for (number, cell) in self.cells.iter().enumerate() {
             if is_target(number, cell) {
-                self.hand_over(number, message);
+                taken |= self.hand_over(number, message);
             }
         }
+        taken
     }
 
-    fn hand_over(&self, number: usize, message: Message) {
-        self.with(&self.cells[number], |chip| chip.accept(message.delivery, message.vector, message.level));
+    fn hand_over(&self, number: usize, message: Message) -> bool {
+        self.with(&self.cells[number], |chip| chip.accept(message.delivery, message.vector, message.level))
     }
 
     // The machine's side.
@@ -517,7 +513,7 @@ impl Lapics {
 
 impl MsiSink for Lapics {
     /// SDM 3A 10.11: address bits 19:12 are the destination, 3 the redirection hint, 2 logical mode.
-    fn send(&self, msi: Msi) {
+    fn send(&self, msi: Msi) -> bool {
         let delivery = mode::of(msi.data);
         let logical = msi.address & 4 != 0;
         let redirect = msi.address & 8 != 0 && logical && delivery == mode::FIXED;
@@ -527,10 +523,11 @@ impl MsiSink for Lapics {
             level: msi.data & 1 << 15 != 0,
         };
         // Start-up comes by IPI only.
-        if !matches!(delivery, mode::SMI | mode::STARTUP) {
-            let id = (msi.address >> 12) as u32 & 0xff;
-            self.deliver(Destination { id, logical, wide: false }, message);
+        if matches!(delivery, mode::SMI | mode::STARTUP) {
+            return false;
         }
+        let id = (msi.address >> 12) as u32 & 0xff;
+        self.deliver(Destination { id, logical, wide: false }, message)
     }
 }
 

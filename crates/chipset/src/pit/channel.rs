@@ -44,7 +44,7 @@ impl Channel {
             Counting::Idle => true,
             Counting::Held(ticks) | Counting::Since(ticks) => ticks < 1 << 62,
         };
-        let next = self.next.is_none_or(|(at, count)| at < 1 << 62 && count > 0);
+        let next = self.next.is_none_or(|(at, count)| at < 1 << 62 && count > 0 && count <= 1 << 16);
         self.mode <= 5
             && self.access <= 3
             && times

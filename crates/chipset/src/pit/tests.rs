@@ -245,3 +245,46 @@ proptest! {
         b.pit.restore(&saved).expect("what can be reached can be restored");
     }
 }
+
+#[test]
+fn every_byte_of_a_damaged_state_is_refused_or_gives_a_state_that_restores_again() {
+    let mut b = bench();
+    b.program(0, 2, 1000);
+    b.at(10);
+    // One that takes over at the end of the period, whose count could be anything in a file.
+    b.program(2, 2, 50);
+    b.out(0, 0x10);
+    b.out(0, 0x27);
+    let good = b.pit.save();
+    for at in 0..good.0.len() {
+        for flip in [1, 0x40, 0x80, 0xff] {
+            let mut b = bench();
+            let mut damaged = good.clone();
+            damaged.0[at] ^= flip;
+            if b.pit.restore(&damaged).is_err() {
+                continue;
+            }
+            b.pit.resume();
+            for tick in [11, 2000, 1 << 20, 1 << 40] {
+                b.at(tick);
+                b.pit.on_alarm();
+                let saved = b.pit.save();
+                assert!(b.pit.restore(&saved).is_ok(), "byte {at} changed by {flip:#x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_waiting_count_that_the_chip_cannot_hold_is_refused() {
+    let mut b = bench();
+    b.program(0, 2, 1000);
+    b.at(10);
+    b.out(0, 0xe8);
+    b.out(0, 0x03);
+    let mut saved = b.pit.save();
+    // The waiting count 1000 as a varint, made longer than 16 bits.
+    let at = saved.0.windows(2).rposition(|pair| pair == [0xe8, 0x07]).expect("it is saved");
+    saved.0.splice(at..at + 2, [0xe8, 0x87, 0x10]);
+    assert!(matches!(b.pit.restore(&saved), Err(RestoreError::Impossible { device: "pit", .. })));
+}

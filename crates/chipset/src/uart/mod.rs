@@ -5,10 +5,14 @@
 //! can't be restored in full; so this is our own.
 //!
 //! Transmission takes no time: what is written to the holding register is out at once, through a [`ByteSink`] on the vCPU's thread.
-//! The "holding register empty" interrupt behaves as if it had just become empty. Input is given by [`Uart::receive`], which takes
+//! The "holding register empty" interrupt behaves as if it had just become empty. Only when the sink says that it has no room is
+//! the transmitter busy, until [`Uart::output_room`]; what is sent meanwhile goes to the sink all the same. Input is given by [`Uart::receive`], which takes
 //! what the FIFO has room for; when it took less and the guest has read all, [`InputRoom::room`] is called (with the chip's
 //! lock held: it takes a note). Input below the trigger level is reported as a character timeout at once, since the sender has
 //! nothing more to say at that moment.
+//!
+//! The sender minds RTS once the guest has shown that it uses it, by lowering RTS while DTR stays: that is a driver with flow control
+//! whose buffers are full. Drivers that never raise RTS, or hang up, get their input all the same.
 //!
 //! Left out: baud rate and framing (stored, no effect), breaks and line errors but overrun, gating of the interrupt by OUT2 (which
 //! small kernels forget), the THR's FIFO (always empty).
@@ -37,6 +41,10 @@ pub const COM2: [(RangeInclusive<u64>, WindowId); 1] = [(0x2f8..=0x2ff, REGISTER
 pub trait ByteSink: Send {
     /// Takes all of `bytes`; what it can't deliver is its own affair.
     fn write(&mut self, bytes: &[u8]);
+    /// Whether the next bytes are welcome. After `false`, somebody calls [`Uart::output_room`] when they are.
+    fn has_room(&mut self) -> bool {
+        true
+    }
 }
 
 /// Whoever feeds [`Uart::receive`].
@@ -58,6 +66,8 @@ struct State {
     trigger: u8,
     received: VecDeque<u8>,
     overrun: bool,
+    /// The guest asked the sender to wait.
+    held_off: bool,
     /// The "transmitter empty" interrupt waits to be seen.
     empty_pending: bool,
 }
@@ -78,6 +88,7 @@ impl State {
             trigger: 1,
             received: VecDeque::new(),
             overrun: false,
+            held_off: false,
             empty_pending: false,
         }
     }
@@ -116,7 +127,15 @@ impl State {
     }
 
     fn set_modem_control(&mut self, value: u8) {
+        let before = self.modem_control;
         self.modem_control = ModemControl::from_bits_truncate(value);
+        // In loopback the pins say nothing.
+        if !self.modem_control.contains(ModemControl::LOOPBACK) {
+            let is_off = self.modem_control & (ModemControl::DTR | ModemControl::RTS) == ModemControl::DTR;
+            let was_on = before & (ModemControl::DTR | ModemControl::RTS | ModemControl::LOOPBACK)
+                == ModemControl::DTR | ModemControl::RTS;
+            self.held_off = is_off && (self.held_off || was_on);
+        }
         let levels = if self.modem_control.contains(ModemControl::LOOPBACK) {
             [
                 (ModemControl::RTS, ModemStatus::CTS),
@@ -143,11 +162,17 @@ impl State {
         self.trigger = if enable { [1, 4, 8, 14][usize::from(value >> 6)] } else { 1 };
     }
 
-    fn line_status(&mut self) -> u8 {
-        let mut status = LineStatus::HOLDING_EMPTY | LineStatus::TRANSMITTER_EMPTY;
+    fn line_status(&mut self, busy: bool) -> u8 {
+        let mut status = LineStatus::empty();
+        status.set(LineStatus::HOLDING_EMPTY | LineStatus::TRANSMITTER_EMPTY, !busy);
         status.set(LineStatus::DATA_READY, !self.received.is_empty());
         status.set(LineStatus::OVERRUN, std::mem::take(&mut self.overrun));
         status.bits()
+    }
+
+    /// Whether input may come over the cable.
+    fn listens(&self) -> bool {
+        !self.modem_control.contains(ModemControl::LOOPBACK) && !self.held_off
     }
 
     /// A byte arrives over the loop.
@@ -168,6 +193,8 @@ pub struct Uart {
     room: Option<Arc<dyn InputRoom>>,
     /// The feeder was turned away and waits for room.
     turned_away: bool,
+    /// The sink has no room: the holding register is not empty. Not part of the state: another machine's sink has room.
+    busy: bool,
     quiesced: bool,
     // Guest-visible state.
     state: State,
@@ -177,15 +204,16 @@ impl Uart {
     /// A port after power-up, connected to something that is ready. `room` hears when input can go on.
     #[must_use]
     pub fn new(irq: Line, output: Box<dyn ByteSink>, room: Option<Arc<dyn InputRoom>>) -> Self {
-        Self { irq, output, room, turned_away: false, quiesced: false, state: State::new() }
+        Self { irq, output, room, turned_away: false, busy: false, quiesced: false, state: State::new() }
     }
 
-    /// Takes input; returns how many bytes there was room for. In loopback there is none: the port doesn't hear the cable.
+    /// Takes input; returns how many bytes there was room for. In loopback there is none: the port doesn't hear the cable. Nor
+    /// while the guest holds the sender off.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
-        let room = if self.state.modem_control.contains(ModemControl::LOOPBACK) {
-            0
-        } else {
+        let room = if self.state.listens() {
             self.state.capacity().saturating_sub(self.state.received.len())
+        } else {
+            0
         };
         let taken = room.min(bytes.len());
         self.state.received.extend(&bytes[..taken]);
@@ -194,13 +222,20 @@ impl Uart {
         taken
     }
 
+    /// The sink has room again: what was sent last is out only now.
+    pub fn output_room(&mut self) {
+        if std::mem::take(&mut self.busy) {
+            self.state.empty_pending = true;
+            self.sync();
+        }
+    }
+
     /// Derives the line from the state, and calls the feeder back.
     fn sync(&mut self) {
         if !self.quiesced {
             self.irq.set(self.state.interrupt() != spec::NONE);
         }
-        let listening = !self.state.modem_control.contains(ModemControl::LOOPBACK);
-        if self.turned_away && listening && self.state.received.is_empty() {
+        if self.turned_away && self.state.listens() && self.state.received.is_empty() {
             self.turned_away = false;
             if let Some(room) = &self.room {
                 room.room();
@@ -224,7 +259,7 @@ impl Uart {
             }
             3 => state.line_control,
             4 => state.modem_control.bits(),
-            5 => state.line_status(),
+            5 => state.line_status(self.busy),
             6 => {
                 let status = state.modem_status;
                 state.modem_status.remove(ModemStatus::CHANGES);
@@ -248,8 +283,9 @@ impl Uart {
                     self.state.loop_back(value);
                 } else {
                     self.output.write(&[value]);
+                    self.busy = !self.output.has_room();
                 }
-                self.state.empty_pending = true;
+                self.state.empty_pending = !self.busy;
             }
             1 => {
                 let before = self.state.enable;
@@ -258,7 +294,7 @@ impl Uart {
                 if self.state.enable.contains(Enable::TRANSMITTER_EMPTY)
                     && !before.contains(Enable::TRANSMITTER_EMPTY)
                 {
-                    self.state.empty_pending = true;
+                    self.state.empty_pending = !self.busy;
                 }
             }
             2 => self.state.set_fifo_control(value),
@@ -302,7 +338,9 @@ impl Device for Uart {
         self.sync();
     }
     fn save(&self) -> Saved {
-        encode(&self.state)
+        let mut state = self.state.clone();
+        state.empty_pending |= self.busy;
+        encode(&state)
     }
     fn restore(&mut self, saved: &Saved) -> Result<(), RestoreError> {
         let state: State = decode("uart", saved)?;
@@ -310,6 +348,8 @@ impl Device for Uart {
             return Err(RestoreError::Impossible { device: "uart", what: "no such FIFO" });
         }
         self.state = state;
+        self.busy = !self.output.has_room();
+        self.state.empty_pending &= !self.busy;
         Ok(())
     }
 }

@@ -139,6 +139,35 @@ fn loopback_hears_itself_and_overruns() {
 }
 
 #[test]
+fn a_guest_that_lowers_rts_is_left_alone_until_it_raises_it() {
+    let mut b = bench();
+    b.put(2, 0x01);
+    b.put(4, 0x0b);
+    assert_eq!(b.uart.receive(b"a"), 1);
+    b.put(4, 0x09);
+    assert_eq!(b.uart.receive(b"bc"), 0);
+    assert_eq!(b.get(0), b'a');
+    assert_eq!(b.room.0.load(Ordering::Relaxed), 0, "an empty FIFO is no invitation");
+    let saved = b.uart.save();
+    b.uart.restore(&saved).expect("its own format");
+    assert_eq!(b.uart.receive(b"bc"), 0, "held off still");
+    b.put(4, 0x0b);
+    assert_eq!(b.room.0.load(Ordering::Relaxed), 1);
+    assert_eq!(b.uart.receive(b"bc"), 2);
+}
+
+#[test]
+fn a_guest_without_flow_control_gets_its_input() {
+    for controls in [&[][..], &[0x00], &[0x01], &[0x0b, 0x00], &[0x0b, 0x1b, 0x19, 0x01]] {
+        let mut b = bench();
+        for &control in controls {
+            b.put(4, control);
+        }
+        assert_eq!(b.uart.receive(b"x"), 1, "{controls:x?}");
+    }
+}
+
+#[test]
 fn modem_status_changes_interrupt_until_read() {
     let mut b = bench();
     assert_eq!(b.get(6), 0xb0);
@@ -190,4 +219,53 @@ proptest! {
         let saved = b.uart.save();
         b.uart.restore(&saved).expect("what can be reached can be restored");
     }
+}
+
+/// A sink whose reader has stopped.
+struct Full(Arc<AtomicU32>);
+
+impl ByteSink for Full {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.fetch_add(bytes.len() as u32, Ordering::Relaxed);
+    }
+    fn has_room(&mut self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_sink_without_room_keeps_the_transmitter_busy_until_it_has_some() {
+    let wires = Wires::new();
+    let sent = Arc::new(AtomicU32::new(0));
+    let mut uart = Uart::new(wires.line(4), Box::new(Full(Arc::clone(&sent))), None);
+    assert_eq!(inb(&mut uart, REGISTERS, 5), 0x60);
+    outb(&mut uart, REGISTERS, 0, b'a');
+    assert_eq!(inb(&mut uart, REGISTERS, 5), 0, "neither register is empty");
+    outb(&mut uart, REGISTERS, 1, 2);
+    assert!(!wires.high(4));
+    assert_eq!(inb(&mut uart, REGISTERS, 2), 1);
+    // Whoever sends all the same loses nothing.
+    outb(&mut uart, REGISTERS, 0, b'b');
+    assert_eq!(sent.load(Ordering::Relaxed), 2);
+    uart.output_room();
+    assert!(wires.high(4));
+    assert_eq!(inb(&mut uart, REGISTERS, 5), 0x60);
+    assert_eq!(inb(&mut uart, REGISTERS, 2), 2);
+    assert!(!wires.high(4));
+    // Room that nobody waited for is no news.
+    uart.output_room();
+    assert!(!wires.high(4));
+}
+
+#[test]
+fn a_transmitter_that_was_busy_when_saved_is_empty_where_it_is_restored() {
+    let wires = Wires::new();
+    let mut busy = Uart::new(wires.line(4), Box::new(Full(Arc::default())), None);
+    outb(&mut busy, REGISTERS, 1, 2);
+    outb(&mut busy, REGISTERS, 0, b'a');
+    let mut b = bench();
+    b.uart.restore(&busy.save()).expect("its own kind");
+    b.uart.resume();
+    assert!(b.wires.high(4));
+    assert_eq!(b.get(5), 0x60);
 }

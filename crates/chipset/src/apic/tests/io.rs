@@ -100,3 +100,28 @@ fn an_extint_entry_lends_intr_to_its_target() {
     pic.raise();
     assert_eq!(board.take(0), None, "one message, one acknowledge");
 }
+
+#[test]
+fn a_level_that_nobody_takes_does_not_make_the_input_deaf() {
+    let board = Board::new(1);
+    // Disabled by software.
+    board.write(0, SVR, 0xff);
+    let line = Line::new(board.ioapic.clone(), 10);
+    line.set(true);
+    board.io_write(0x24, 0x8045);
+    assert_eq!(board.io_read(0x24), 0x8045, "not waiting for an EOI");
+    board.write(0, SVR, 0x1ff);
+    assert_eq!(board.take(0), None);
+    // Writing another entry is enough.
+    board.io_write(0x26, 0x1_0000);
+    assert_eq!(board.io_read(0x24), 0xc045);
+    assert_eq!(board.take(0), interrupt(0x45));
+    // No such processor; the next rise is heard again.
+    line.set(false);
+    board.write(0, EOI, 0);
+    board.io_write(0x25, 7 << 24);
+    line.set(true);
+    assert_eq!(board.io_read(0x24), 0x8045);
+    board.io_write(0x25, 0);
+    assert_eq!(board.take(0), interrupt(0x45));
+}

@@ -511,3 +511,15 @@ fn lint_pins_deliver_levels_edges_and_nmi() {
     assert_eq!(board.take(0), Some(ApicEvent::Nmi));
     assert_eq!(board.take(0), None);
 }
+
+#[test]
+fn who_booted_is_not_the_guests_to_change() {
+    let board = Board::cold(2);
+    for (cpu, is_bsp) in [(0, true), (1, false)] {
+        let old = board.lapics.rdmsr(cpu, BASE_MSR).expect("readable");
+        assert_eq!(old & 0x100 != 0, is_bsp);
+        assert_eq!(board.lapics.wrmsr(cpu, BASE_MSR, old ^ 0x100), Ok(()));
+        assert_eq!(board.lapics.rdmsr(cpu, BASE_MSR), Ok(old));
+        assert_eq!(board.lapics.is_bsp(cpu), is_bsp);
+    }
+}

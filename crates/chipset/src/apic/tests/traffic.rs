@@ -144,7 +144,9 @@ proptest! {
                     board.io_write(register, value);
                     board.io_read(register);
                 }
-                Step::Send(address, data) => board.lapics.send(Msi { address, data }),
+                Step::Send(address, data) => {
+                    board.lapics.send(Msi { address, data });
+                }
                 Step::Cr8(cpu, priority) => {
                     board.lapics.set_cr8(cpu, priority);
                     prop_assert_eq!(board.lapics.cr8(cpu), priority & 0xf);
