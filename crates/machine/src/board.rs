@@ -79,6 +79,13 @@ impl Chips {
             device.lock().unwrap_or_else(PoisonError::into_inner).reset();
         }
     }
+
+    /// No more alarms and interrupts, for good.
+    pub(crate) fn quiesce(&self) {
+        for device in &self.devices {
+            device.lock().unwrap_or_else(PoisonError::into_inner).quiesce();
+        }
+    }
 }
 
 /// What firmware tables say about the board.

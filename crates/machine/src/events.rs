@@ -9,6 +9,7 @@
 //! cleared does not call: whoever is called with its own lock checks again under it (see [`AlarmHandle::calls`]).
 
 use crate::clock::TscClock;
+use crate::ending::{Control, Presence};
 use chipset::{AlarmSink, Clock, Nanos};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::{read, write};
@@ -22,10 +23,19 @@ use std::time::Duration;
 /// The longest sleep, so that no arithmetic on times overflows; nothing happens on such a wake-up.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 
+/// Alarms called in one turn: what guests can set at any rate must not keep the loop from its file descriptors.
+const CALLS_A_TURN: usize = 64;
+/// How soon a watch that could not go on is asked again.
+const RETRY: Duration = Duration::from_millis(1);
+
 /// A host file descriptor that the loop watches for input.
 pub(crate) trait Watch: Send + Sync {
-    /// Calls `with` with the descriptor if input is wanted now.
+    /// The descriptor, if input is wanted now.
     fn poll_fd(&self) -> Option<BorrowedFd<'_>>;
+    /// Somebody else was in the way when [`poll_fd`](Self::poll_fd) was asked: to be asked again soon.
+    fn is_held_up(&self) -> bool {
+        false
+    }
     /// There is input, or the other end is gone.
     fn ready(&self);
 }
@@ -123,15 +133,16 @@ impl Events {
         self.shared.wake();
     }
 
-    /// Starts the thread.
+    /// Starts the thread. Should a device panic on it, the run ends by way of `control`.
     ///
     /// # Errors
     /// The host refuses a thread.
-    pub(crate) fn start(&self) -> std::io::Result<Loop> {
+    pub(crate) fn start(&self, control: Arc<Control>) -> std::io::Result<Loop> {
         let events = self.clone();
-        let thread = std::thread::Builder::new()
-            .name("ombra-events".into())
-            .spawn(move || events.turn_until_ended())?;
+        let thread = std::thread::Builder::new().name("ombra-events".into()).spawn(move || {
+            let _presence = Presence { control, what: "the event loop" };
+            events.turn_until_ended();
+        })?;
         Ok(Loop { events: self.clone(), thread: Some(thread) })
     }
 
@@ -142,9 +153,13 @@ impl Events {
         }
     }
 
-    /// Calls every alarm whose time has come.
+    /// Calls the alarms whose time has come, but not so many that the rest of the loop starves: alarms may be set again as
+    /// fast as they are called.
     fn fire_due(&self) {
-        loop {
+        for _ in 0..CALLS_A_TURN {
+            if self.shared.ended.load(Ordering::Acquire) {
+                return;
+            }
             let mut set = self.shared.lock();
             let now = self.shared.clock.now();
             let Some(&(at, index)) = set.queue.first() else { return };
@@ -170,12 +185,8 @@ impl Events {
             (until, set.watches.clone())
         };
         // `None` from the clock: time stands still, and resuming wakes the loop.
-        let time =
+        let mut time =
             until.and_then(|at| self.shared.clock.until(at)).unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP);
-        let time = rustix::event::Timespec {
-            tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(time.subsec_nanos()),
-        };
         let mut fds = vec![PollFd::new(&self.shared.wake, PollFlags::IN)];
         let mut asked = Vec::new();
         for watch in &watches {
@@ -183,7 +194,14 @@ impl Events {
                 fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
                 asked.push(watch);
             }
+            if watch.is_held_up() {
+                time = time.min(RETRY);
+            }
         }
+        let time = rustix::event::Timespec {
+            tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(time.subsec_nanos()),
+        };
         // An error here can only be EINTR: everything is looked at again in any case.
         let answered = poll(&mut fds, Some(&time)).is_ok();
         self.shared.lock().asleep_until = None;
@@ -293,7 +311,7 @@ mod tests {
         alarms[0].set(after(&clock, 60));
         alarms[1].set(after(&clock, 20));
         alarms[2].set(after(&clock, 40));
-        let _loop = events.start().expect("a thread");
+        let _loop = events.start(Arc::default()).expect("a thread");
         let order: Vec<u32> = log.iter().take(3).collect();
         assert_eq!(order, [1, 2, 0]);
     }
@@ -304,7 +322,7 @@ mod tests {
         let (sender, log) = mpsc::channel();
         let late = logged(&events, &sender, 1);
         let early = logged(&events, &sender, 2);
-        let _loop = events.start().expect("a thread");
+        let _loop = events.start(Arc::default()).expect("a thread");
         late.set(Some(Nanos(u64::MAX)));
         std::thread::sleep(Duration::from_millis(20));
         early.set(after(&clock, 1));
@@ -317,7 +335,7 @@ mod tests {
         let (sender, log) = mpsc::channel();
         let cleared = logged(&events, &sender, 1);
         let replaced = logged(&events, &sender, 2);
-        let _loop = events.start().expect("a thread");
+        let _loop = events.start(Arc::default()).expect("a thread");
         cleared.set(after(&clock, 20));
         replaced.set(after(&clock, 20));
         cleared.set(None);
@@ -334,7 +352,7 @@ mod tests {
         let device = Arc::new(Mutex::new(0u32));
         let alarm = events.alarm();
         alarm.calls(&device, |calls| *calls += 1);
-        let _loop = events.start().expect("a thread");
+        let _loop = events.start(Arc::default()).expect("a thread");
         let held = device.lock().expect("not poisoned");
         alarm.set(after(&clock, 0));
         // The loop now waits for the device.
@@ -349,5 +367,59 @@ mod tests {
             assert!(std::time::Instant::now() < end);
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// An alarm that is always due again.
+    fn restless(events: &Events) -> Arc<AlarmHandle> {
+        let alarm = events.alarm();
+        let again = Arc::downgrade(&alarm);
+        alarm.calls_with(move |_| {
+            if let Some(alarm) = again.upgrade() {
+                alarm.set(Some(Nanos(0)));
+            }
+        });
+        alarm.set(Some(Nanos(0)));
+        alarm
+    }
+
+    struct Pipe(std::io::PipeReader, mpsc::Sender<u32>);
+
+    impl Watch for Pipe {
+        fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
+            use std::os::fd::AsFd;
+            Some(self.0.as_fd())
+        }
+        fn ready(&self) {
+            let _ = self.1.send(1);
+        }
+    }
+
+    #[test]
+    fn alarms_that_are_always_due_neither_starve_input_nor_keep_the_loop_from_ending() {
+        let (_clock, events) = events();
+        let _alarm = restless(&events);
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(writer);
+        let (sender, log) = mpsc::channel();
+        events.watch(Arc::new(Pipe(reader, sender)));
+        let running = events.start(Arc::default()).expect("a thread");
+        assert_eq!(log.recv_timeout(Duration::from_secs(5)), Ok(1));
+        // Would not return.
+        drop(running);
+    }
+
+    #[test]
+    fn a_device_that_panics_on_the_loop_ends_the_run() {
+        let (_clock, events) = events();
+        let alarm = events.alarm();
+        alarm.calls_with(|_| panic!("as a broken device would"));
+        let control = Arc::new(Control::default());
+        let _loop = events.start(Arc::clone(&control)).expect("a thread");
+        alarm.set(Some(Nanos(0)));
+        control.wait();
+        assert!(matches!(
+            control.take(),
+            Some(crate::ending::Ending::Failed(crate::MachineError::Panicked { what: "the event loop" }))
+        ));
     }
 }

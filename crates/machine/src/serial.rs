@@ -21,7 +21,7 @@ use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 
 /// Bytes that wait for the guest to read them; more stay with the host.
 const INPUT_LIMIT: usize = 4096;
@@ -38,6 +38,9 @@ impl ByteSink for Nowhere {
 impl ByteSink for Output {
     fn write(&mut self, bytes: &[u8]) {
         self.push(bytes);
+    }
+    fn has_room(&mut self) -> bool {
+        Self::has_room(self)
     }
 }
 
@@ -71,6 +74,8 @@ struct Feed {
     source: Mutex<Source>,
     room: Arc<Room>,
     uart: Weak<Mutex<Uart>>,
+    /// A vCPU had the UART when there was something to give it.
+    held_up: AtomicBool,
 }
 
 impl Feed {
@@ -78,13 +83,23 @@ impl Feed {
         self.source.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the UART what it has room for.
+    /// Gives the UART what it has room for. Never waits for a UART: a vCPU may be waiting with it for a slow reader, and the
+    /// machine's timers are on this thread.
     fn deliver(&self, source: &mut Source) {
+        self.held_up.store(false, Ordering::Release);
         if source.waiting.is_empty() {
             return;
         }
         let Some(uart) = self.uart.upgrade() else { return };
-        let taken = uart.lock().unwrap_or_else(PoisonError::into_inner).receive(&source.waiting);
+        let mut uart = match uart.try_lock() {
+            Ok(uart) => uart,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                self.held_up.store(true, Ordering::Release);
+                return;
+            }
+        };
+        let taken = uart.receive(&source.waiting);
         source.waiting.drain(..taken.min(source.waiting.len()));
     }
 }
@@ -92,10 +107,15 @@ impl Feed {
 impl Watch for Feed {
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
         let mut source = self.source();
-        if self.room.is_there.swap(false, Ordering::AcqRel) {
+        let room = self.room.is_there.swap(false, Ordering::AcqRel);
+        if room || self.held_up.load(Ordering::Acquire) {
             self.deliver(&mut source);
         }
         (!source.ended && source.waiting.len() < INPUT_LIMIT).then(|| self.fd.as_fd())
+    }
+
+    fn is_held_up(&self) -> bool {
+        self.held_up.load(Ordering::Acquire)
     }
 
     fn ready(&self) {
@@ -125,6 +145,7 @@ pub(crate) fn attach(slot: &mut Slot<'_>) -> Result<(), MachineError> {
                 None => (Box::new(std::io::sink()), None),
             },
         };
+        let mut queue = None;
         let sink: Box<dyn ByteSink> = if matches!(config, SerialConfig::Null) {
             Box::new(Nowhere)
         } else {
@@ -133,11 +154,20 @@ pub(crate) fn attach(slot: &mut Slot<'_>) -> Result<(), MachineError> {
                 .map_err(|source| MachineError::Host { what: "a thread", source })?;
             slot.writers.push(writer);
             slot.outputs.push(output.clone());
+            queue = Some(output.clone());
             Box::new(output)
         };
         let room = Arc::new(Room::default());
         let hears_of_room = input.is_some().then(|| -> Arc<dyn InputRoom> { room.clone() });
         let uart = Arc::new(Mutex::new(Uart::new(slot.line(place.irq), sink, hears_of_room)));
+        if let Some(queue) = queue {
+            let uart = Arc::downgrade(&uart);
+            queue.on_room(move || {
+                if let Some(uart) = uart.upgrade() {
+                    uart.lock().unwrap_or_else(PoisonError::into_inner).output_room();
+                }
+            });
+        }
         let ports: RangeInclusive<u64> = u64::from(place.port)..=u64::from(place.port + PORTS - 1);
         let places: [(_, WindowId); 1] = [(ports, REGISTERS)];
         slot.on_ports(&uart, &places)?;
@@ -165,6 +195,12 @@ fn feed(
         .map_err(|source| MachineError::Host { what: "a file descriptor for serial input", source })?;
     let _ = room.events.set(events.clone());
     let source = Mutex::new(Source { input, waiting: Vec::new(), ended: false });
-    events.watch(Arc::new(Feed { fd, source, room, uart: Arc::downgrade(uart) }));
+    events.watch(Arc::new(Feed {
+        fd,
+        source,
+        room,
+        uart: Arc::downgrade(uart),
+        held_up: AtomicBool::new(false),
+    }));
     Ok(())
 }

@@ -1,22 +1,26 @@
 //! Serial output and input on the host's side.
 //!
 //! The caller of [`Machine::new`](crate::Machine::new) connects ports to its terminal or pipes with [`Streams`]. Output goes through a queue
-//! to one writer thread a port (`ombra-com1`...), which writes and flushes as soon as there is something: a vCPU does not wait for
-//! a slow reader until [`QUEUE_LIMIT`] bytes are waiting, and then it does, so nothing is lost. A failing write ends the run
+//! to one writer thread a port (`ombra-com1`...), which writes and flushes as soon as there is something. When [`QUEUE_LIMIT`] bytes
+//! wait for a slow reader, the port tells the guest that its transmitter is busy, and the guest goes on with something else. Only
+//! a guest that sends all the same waits, at twice that, so nothing is lost. A failing write ends the run
 //! with [`MachineError::Output`]. Input is read by the event loop when the port has room for it.
 //!
-//! Threads and lock order: a port's device lock comes before its queue's lock, which is a leaf.
+//! Threads and lock order: a port's device lock comes before its queue's lock, which is a leaf. The writer calls the port with no
+//! lock held.
 
 use crate::MachineError;
-use crate::ending::{Control, Ending};
+use crate::ending::{Control, Ending, Presence};
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Bytes of output that may wait for their reader before the guest waits too.
+/// Bytes of output that may wait for their reader before the port says that its transmitter is busy.
 pub const QUEUE_LIMIT: usize = 64 << 10;
+/// Bytes of output that may wait before a guest that doesn't ask is made to wait.
+pub(crate) const HARD_LIMIT: usize = 2 * QUEUE_LIMIT;
 /// How long a stopped machine waits for a reader that doesn't read.
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -59,12 +63,16 @@ struct Queue {
     failed: bool,
     /// The vCPUs are to stop: nobody waits for room.
     hurried: bool,
+    /// The port was told that there is no room, and is to hear when there is.
+    asked: bool,
 }
 
 #[derive(Default)]
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// Tells the port that there is room again.
+    on_room: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Shared {
@@ -83,7 +91,7 @@ impl Output {
     /// Queues bytes; waits while too many are waiting.
     pub(crate) fn push(&self, bytes: &[u8]) {
         let mut queue = self.shared.lock();
-        while queue.waiting.len() >= QUEUE_LIMIT && !queue.failed && !queue.hurried {
+        while queue.waiting.len() >= HARD_LIMIT && !queue.failed && !queue.hurried {
             queue = self.shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
         if queue.failed {
@@ -95,6 +103,20 @@ impl Output {
         if was_empty {
             self.shared.changed.notify_all();
         }
+    }
+
+    /// Whether there is room for more than what a guest sends without asking again. If not, [`Self::on_room`]'s callee hears when
+    /// there is.
+    pub(crate) fn has_room(&self) -> bool {
+        let mut queue = self.shared.lock();
+        let room = queue.waiting.len() < QUEUE_LIMIT || queue.failed || queue.hurried;
+        queue.asked |= !room;
+        room
+    }
+
+    /// Whom the writer calls when there is room again. Once.
+    pub(crate) fn on_room(&self, call: impl Fn() + Send + Sync + 'static) {
+        let _ = self.shared.on_room.set(Box::new(call));
     }
 
     /// Makes nobody wait for room any more (`true`), or again.
@@ -135,12 +157,12 @@ impl Writer {
         let thread = std::thread::Builder::new().name(format!("ombra-com{number}")).spawn({
             let shared = Arc::clone(&shared);
             move || {
-                if let Err(source) = write_all(&shared, &mut *sink) {
-                    let mut queue = shared.lock();
-                    queue.failed = true;
-                    queue.writing = false;
-                    drop(queue);
-                    shared.changed.notify_all();
+                // Dropped in the other order: nobody waits for the queue any more when the run ends because of a panic.
+                let _presence = Presence { control: Arc::clone(&control), what: "a serial port's writer" };
+                let gone = Gone(&shared);
+                let result = write_all(&shared, &mut *sink);
+                drop(gone);
+                if let Err(source) = result {
                     control.end(Ending::Failed(MachineError::Output { port: number, source }));
                 }
             }
@@ -176,9 +198,22 @@ impl Drop for Writer {
     }
 }
 
+/// The writer takes no more, for whatever reason, a panic of the sink included.
+struct Gone<'a>(&'a Shared);
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.0.lock();
+        queue.failed = true;
+        queue.writing = false;
+        drop(queue);
+        self.0.changed.notify_all();
+    }
+}
+
 fn write_all(shared: &Shared, sink: &mut dyn Write) -> io::Result<()> {
     loop {
-        let piece = {
+        let (piece, asked) = {
             let mut queue = shared.lock();
             while queue.waiting.is_empty() {
                 if queue.closed {
@@ -187,10 +222,13 @@ fn write_all(shared: &Shared, sink: &mut dyn Write) -> io::Result<()> {
                 queue = shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
             }
             queue.writing = true;
-            std::mem::take(&mut queue.waiting)
+            (std::mem::take(&mut queue.waiting), std::mem::take(&mut queue.asked))
         };
         // There is room again.
         shared.changed.notify_all();
+        if let Some(call) = shared.on_room.get().filter(|_| asked) {
+            call();
+        }
         sink.write_all(&piece)?;
         sink.flush()?;
         shared.lock().writing = false;
@@ -222,14 +260,14 @@ mod tests {
         let (mut writer, output) =
             Writer::start(1, Box::new(Slow(sender)), Arc::default()).expect("a thread");
         let guest = std::thread::spawn(move || {
-            for number in 0..3 * QUEUE_LIMIT {
+            for number in 0..3 * HARD_LIMIT {
                 output.push(&[number as u8]);
             }
         });
         std::thread::sleep(Duration::from_millis(50));
         assert!(!guest.is_finished());
         let mut got = Vec::new();
-        while got.len() < 3 * QUEUE_LIMIT {
+        while got.len() < 3 * HARD_LIMIT {
             got.extend(reader.recv().expect("more to come"));
         }
         assert!(got.iter().enumerate().all(|(number, byte)| number as u8 == *byte));
@@ -265,7 +303,7 @@ mod tests {
         let pusher = std::thread::spawn({
             let output = output.clone();
             move || {
-                output.push(&vec![0; QUEUE_LIMIT]);
+                output.push(&vec![0; HARD_LIMIT]);
                 output.push(b"x");
             }
         });
@@ -275,5 +313,51 @@ mod tests {
         let start = Instant::now();
         writer.finish(false);
         assert!(start.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn the_port_hears_of_a_full_queue_before_it_waits_and_when_there_is_room_again() {
+        let (sender, reader) = mpsc::sync_channel(0);
+        let (writer, output) = Writer::start(1, Box::new(Slow(sender)), Arc::default()).expect("a thread");
+        let (room, heard) = mpsc::channel();
+        output.on_room(move || {
+            let _ = room.send(());
+        });
+        assert!(output.has_room());
+        output.push(&vec![0; QUEUE_LIMIT]);
+        // The writer takes the first piece at once, and has to wait with it.
+        while !output.shared.lock().waiting.is_empty() {
+            std::thread::yield_now();
+        }
+        output.push(&vec![0; QUEUE_LIMIT]);
+        assert!(!output.has_room());
+        assert!(heard.try_recv().is_err());
+        reader.recv().expect("the first piece");
+        assert_eq!(heard.recv_timeout(Duration::from_secs(5)), Ok(()));
+        assert!(output.has_room());
+        drop(reader);
+        drop(writer);
+    }
+
+    #[test]
+    fn a_sink_that_panics_ends_the_run_and_makes_nobody_wait() {
+        struct Broken;
+        impl Write for Broken {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                panic!("as a broken sink would")
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let control = Arc::new(Control::default());
+        let (mut writer, output) =
+            Writer::start(1, Box::new(Broken), Arc::clone(&control)).expect("a thread");
+        output.push(b"x");
+        control.wait();
+        assert!(matches!(control.take(), Some(Ending::Failed(MachineError::Panicked { .. }))));
+        output.push(&vec![0; 2 * HARD_LIMIT]);
+        output.push(b"x");
+        writer.finish(true);
     }
 }

@@ -189,7 +189,7 @@ impl Machine {
             Seat { vcpu, platform: VcpuPlatform::new(VcpuId(id), Arc::clone(&chips.board), msrs) }
         });
         let seats = seats.collect();
-        let events = events.start().map_err(host_refuses("a thread"))?;
+        let events = events.start(Arc::clone(&control)).map_err(host_refuses("a thread"))?;
         Ok(Self {
             config,
             facts,
@@ -217,7 +217,8 @@ impl Machine {
     /// the guest resets.
     pub fn run(mut self) -> Result<Outcome, MachineError> {
         let result = self.run_to_the_end();
-        // Nobody calls devices any more when the last output is waited for.
+        // Nobody calls devices any more when the last output is waited for. Timers first: no new alarms.
+        self.chips.quiesce();
         self.events = None;
         let patient = result.as_ref().is_ok_and(|outcome| !matches!(outcome, Outcome::Stopped));
         for writer in &mut self.chips.writers {

@@ -2,7 +2,7 @@
 //!
 //! What is not in the table is never offered. Left out on purpose: VMX and SVM, AMX, TSX, SGX, processor trace, CET, supervisor
 //! keys, user interrupts, HRESET, WAITPKG, ENQCMD, LAM, FRED, MPX, Key Locker, performance counters, RDT, LBR, MONITOR, and
-//! AMD's CLZERO, RDPRU, MONITORX and automatic IBRS.
+//! AMD's CLZERO, RDPRU, MONITORX, automatic IBRS, XOP, FMA4, TBM and misaligned SSE operands.
 
 use x86::cpuid::{Cpuid, Leaf};
 
@@ -126,8 +126,8 @@ pub(super) static FEATURES: &[Feature] = features! {
         0 "xsaveopt" Host ["xsave"]; 1 "xsavec" Host ["xsave"]; 2 "xgetbv1" Host ["xsave"]; 3 "xsaves" Host ["xsavec"];
     }
     0x80000001 . 0 Ecx {
-        0 "lahf_lm" Always; 1 "cmp_legacy" AmdSmp; 5 "abm" Host; 6 "sse4a" Host ["pni"]; 7 "misalignsse" Host ["sse"];
-        8 "3dnowprefetch" Host; 11 "xop" Host ["avx"]; 16 "fma4" Host ["avx"]; 21 "tbm" Host;
+        0 "lahf_lm" Always; 1 "cmp_legacy" AmdSmp; 5 "abm" Host; 6 "sse4a" Host ["pni"];
+        8 "3dnowprefetch" Host;
     }
     // AMD repeats most of leaf 1 here.
     0x80000001 . 0 Edx {

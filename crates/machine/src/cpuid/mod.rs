@@ -26,10 +26,13 @@ const MAX_PHYSICAL_BITS: u32 = 46;
 /// Highest basic leaf: V2 extended topology.
 const HIGHEST_BASIC: u32 = 0x1f;
 
-/// Extended state components that can be offered: number, bytes, offset in the standard form. The offsets are Intel's on every
-/// host: the engine makes XSAVE images itself.
-const COMPONENTS: [(u32, u32, u32); 5] =
-    [(2, 256, 0x240), (5, 64, 0x440), (6, 512, 0x480), (7, 1024, 0x680), (9, 8, 0xa80)];
+/// Extended state components that can be offered. Where each is in an image is the host's to say (it differs between Intel and
+/// AMD): the engine lays images out as the host does.
+const COMPONENTS: [u32; 5] = [2, 5, 6, 7, 9];
+/// The legacy region and the header of an XSAVE image.
+const XSAVE_LEAST: u32 = 576;
+/// Component flags in leaf 0xD that the engine follows: aligned to 64 bytes in the compacted form.
+const XSAVE_ALIGNED: u32 = 1 << 1;
 
 /// What isn't the host's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,7 +101,7 @@ pub fn build(query: &dyn Fn(u32, u32) -> Leaf, options: Options) -> Cpuid {
     set_features(&mut table, &host, vendor, options);
     set_caches(&mut table, &host, options.cpus);
     set_topology(&mut table, vendor, options.cpus);
-    set_extended_state(&mut table);
+    set_extended_state(&mut table, &host);
     set_frequencies(&mut table, options.tsc_hz);
     table
 }
@@ -199,7 +202,7 @@ fn set_topology(table: &mut Cpuid, vendor: Vendor, cpus: u32) {
 
 /// Leaf 0xD from the features that have state of their own. EBX of sub-leaves 0 and 1 is for all components; the engine overlays
 /// it with what is enabled.
-fn set_extended_state(table: &mut Cpuid) {
+fn set_extended_state(table: &mut Cpuid, host: &Host<'_>) {
     if !offers(table, "xsave") {
         for subleaf in 0..=9 {
             table.set(0xd, subleaf, Leaf::default());
@@ -212,12 +215,17 @@ fn set_extended_state(table: &mut Cpuid) {
             mask |= components;
         }
     }
-    let mut standard = 576;
-    let mut compacted = 576;
-    for (number, bytes, offset) in COMPONENTS.into_iter().filter(|(number, ..)| mask >> number & 1 == 1) {
-        table.set(0xd, number, Leaf { eax: bytes, ebx: offset, ..Leaf::default() });
-        standard = standard.max(offset + bytes);
-        compacted += bytes;
+    let mut standard = XSAVE_LEAST;
+    let mut compacted = XSAVE_LEAST;
+    for number in COMPONENTS.into_iter().filter(|number| mask >> number & 1 == 1) {
+        let Leaf { eax: bytes, ebx: offset, ecx, .. } = host.leaf(0xd, number);
+        let flags = ecx & XSAVE_ALIGNED;
+        table.set(0xd, number, Leaf { eax: bytes, ebx: offset, ecx: flags, edx: 0 });
+        standard = standard.max(offset.saturating_add(bytes));
+        if flags != 0 {
+            compacted = compacted.next_multiple_of(64);
+        }
+        compacted = compacted.saturating_add(bytes);
     }
     table.set(0xd, 0, Leaf { eax: mask, ebx: standard, ecx: standard, edx: 0 });
     let kinds = table.stored(0xd, 1).eax;

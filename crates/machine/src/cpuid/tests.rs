@@ -6,15 +6,29 @@ use super::*;
 const OPTIONS: Options = Options { cpus: 3, tsc_hz: 2_299_998_417, la57: false };
 
 /// A host on which every bit of every leaf is set.
-fn everything(leaf: u32, _: u32) -> Leaf {
+fn everything(leaf: u32, subleaf: u32) -> Leaf {
     let all = Leaf { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
     match leaf {
         0 => Leaf { eax: 0x20, ebx: u32::from_le_bytes(*b"Genu"), ..all },
         4 => Leaf::default(),
         0x8000_0000 => Leaf { eax: 0x8000_0021, ..all },
         0x8000_0008 => Leaf { eax: 0x3934, ..all },
+        0xd => intel_component(subleaf).unwrap_or(all),
         _ => all,
     }
+}
+
+/// Where Intel's processors have their components.
+fn intel_component(number: u32) -> Option<Leaf> {
+    let (eax, ebx, ecx) = match number {
+        2 => (256, 0x240, 0),
+        5 => (64, 0x440, 0),
+        6 => (512, 0x480, 0),
+        7 => (1024, 0x680, 0),
+        9 => (8, 0xa80, 0),
+        _ => return None,
+    };
+    Some(Leaf { eax, ebx, ecx, edx: 0 })
 }
 
 /// The same, with one bit of one leaf clear.
@@ -84,6 +98,30 @@ fn extended_state_is_offered_exactly_for_the_features_that_have_it() {
 }
 
 #[test]
+fn images_of_extended_state_are_laid_out_as_the_host_does_it() {
+    // As AMD's processors have it; the last one aligned, and with a flag that the engine doesn't know.
+    let amd = |leaf, subleaf| match (leaf, subleaf) {
+        (0xd, 5) => Leaf { eax: 64, ebx: 0x340, ..Leaf::default() },
+        (0xd, 6) => Leaf { eax: 512, ebx: 0x380, ..Leaf::default() },
+        (0xd, 7) => Leaf { eax: 1024, ebx: 0x580, ..Leaf::default() },
+        (0xd, 9) => Leaf { eax: 8, ebx: 0x980, ecx: 0b110, edx: 0 },
+        _ => everything(leaf, subleaf),
+    };
+    let table = build(&amd, OPTIONS);
+    assert_eq!(table.stored(0xd, 5), Leaf { eax: 64, ebx: 0x340, ..Leaf::default() });
+    assert_eq!(table.stored(0xd, 9), Leaf { eax: 8, ebx: 0x980, ecx: 0b10, edx: 0 });
+    assert_eq!(table.stored(0xd, 0), Leaf { eax: 0x2e7, ebx: 0x988, ecx: 0x988, edx: 0 });
+    assert_eq!(table.stored(0xd, 1).ebx, 576 + 256 + 64 + 512 + 1024 + 8);
+    // This host's own are the host's.
+    let table = build(&host, OPTIONS);
+    for component in COMPONENTS.into_iter().filter(|number| table.stored(0xd, 0).eax >> number & 1 == 1) {
+        let own = host(0xd, component);
+        let told = table.stored(0xd, component);
+        assert_eq!((told.eax, told.ebx, told.ecx), (own.eax, own.ebx, own.ecx & 2));
+    }
+}
+
+#[test]
 fn what_the_engine_does_not_honour_is_masked_even_if_the_host_has_it() {
     let table = build(&everything, OPTIONS);
     let clear = |leaf, subleaf, pick: fn(Leaf) -> u32, bits: &[u32]| {
@@ -97,7 +135,8 @@ fn what_the_engine_does_not_honour_is_masked_even_if_the_host_has_it() {
     clear(7, 0, |l| l.ecx, &[4, 5, 7, 16, 23, 29, 31]); // OSPKE, WAITPKG, CET, LA57, KL, ENQCMD, PKS
     clear(7, 0, |l| l.edx, &[5, 11, 13, 16, 18, 19, 20, 22, 24, 25]); // UINTR, TSX, PCONFIG, LBR, IBT, AMX
     clear(7, 1, |l| l.eax, &[17, 21, 22, 26]); // FRED, AMX-FP16, HRESET, LAM
-    clear(0x8000_0001, 0, |l| l.ecx, &[2, 10, 22, 29]); // SVM, IBS, TOPOEXT, MONITORX
+    // SVM, misaligned SSE, IBS, XOP, FMA4, TBM, TOPOEXT, MONITORX
+    clear(0x8000_0001, 0, |l| l.ecx, &[2, 7, 10, 11, 16, 21, 22, 29]);
     for leaf in [5, 0xa, 0xf, 0x10, 0x12, 0x14, 0x19, 0x1c, 0x1d, 0x1e] {
         assert_eq!(table.query(leaf, 0), Leaf::default(), "leaf {leaf:#x}");
     }
