@@ -758,3 +758,14 @@ fault:  mov     cr3, rax
 #: ends    halt at DATA + 1
         mov     eax, DATA
         jmp     rax
+
+#: case    PUSHA writes nothing where it can't write all
+#: manual  SDM 2B PUSHA; 3A 6.5
+#: mode    paged32
+#: pte     DATA = 0
+#: dword   DATA + 0x1000 = 0x11
+#: dword   DATA + 0x1008 = 0x22
+#: ends    #PF(2) at fault
+#: expect  dword(DATA + 0x1000) = 0x11, dword(DATA + 0x1008) = 0x22, cr2 = DATA + 0xffc
+        mov     esp, DATA + 0x101c
+fault:  pushad

@@ -372,3 +372,14 @@ fault:  int     0x21
 done:   hlt
         .code32
 handler: iretd
+
+#: case    v86: AC outlives an INT that the redirection bitmap sends to the program
+#: manual  SDM 3B 20.3.3.4
+#: mode    v86
+#: set     cr4 |= VME, rflags |= IOPL | AC
+#: byte    TSS + 0x68 + 4 = 0xfd
+#: dword   0x21 * 4 = 0x06000008
+#: byte    0x6008 = 0xf4
+#: ends    #GP(0) at 8
+#: expect  frame.flags & (AC | IOPL) = AC | IOPL
+        int     0x21

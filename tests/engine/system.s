@@ -652,3 +652,20 @@ fault:  monitor
 #: expect  rsp = STACK - 8, word(STACK - 8) = 0x1234
         push    fs
         hlt
+
+#: case    ENTER's look at the new top of the stack hits no breakpoint
+#: manual  SDM 2A ENTER; 3B 17.2.4
+#: mode    flat32
+#: set     dr0 = STACK - 20, dr7 = 0x402 | 0xd << 16
+#: expect  esp = STACK - 20, ebp = STACK - 4, dr6 & 0xf = 0
+        enter   16, 0
+        hlt
+
+#: case    ENTER's push hits one
+#: manual  SDM 2A ENTER; 3B 17.2.4
+#: mode    flat32
+#: set     dr0 = STACK - 4, dr7 = 0x402 | 0xd << 16
+#: ends    #DB at after
+#: expect  dr6 & 0xf = 1, ebp = STACK - 4
+        enter   16, 0
+after:  hlt

@@ -428,19 +428,6 @@ impl Cpu {
         Ok(self.load(&place, size, io))
     }
 
-    /// Writes up to 8 bytes of a system structure at a linear address, as supervisor.
-    pub(crate) fn write_system(
-        &mut self,
-        address: u64,
-        size: u64,
-        value: u64,
-        io: &mut dyn Platform,
-    ) -> Step {
-        let place = self.place_linear(NO_SEGMENT, address, size, Intent::Write, Actor::Implicit, io)?;
-        self.store(&place, size, value, io);
-        Ok(())
-    }
-
     /// The op's memory operand, read.
     #[inline(always)]
     pub(crate) fn read_memory<W: Width>(&mut self, op: &Op, io: &mut dyn Platform) -> Result<W, Stop> {

@@ -6,6 +6,8 @@
 use engine::{Access, Budget, Engine, Event, Exit, GpFault, Groups, Platform, Setup, Vcpu, VcpuId, Window};
 use interpreter::Interpreter;
 use memory::{GuestMemory, Layout, Region};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use x86::control::{cr0, cr4, dr6, efer};
 use x86::cpuid::{Cpuid, Leaf};
 use x86::descriptor::{RawDescriptor, Selector};
@@ -78,6 +80,7 @@ impl Platform for World {
 
 struct Machine {
     memory: GuestMemory,
+    engine: Interpreter,
     vcpu: Box<dyn Vcpu>,
     world: World,
 }
@@ -87,6 +90,7 @@ fn cpuid() -> Cpuid {
     cpuid.set(0, 0, Leaf { eax: 0xd, ebx: 0x756e_6547, ecx: 0x6c65_746e, edx: 0x4965_6e69 });
     cpuid.set(1, 0, Leaf { eax: 0x600, ebx: 0, ecx: !0, edx: !0 });
     cpuid.set(7, 0, Leaf { eax: 0, ebx: !0, ecx: !0, edx: !0 });
+    cpuid.set(0xd, 1, Leaf { eax: !0, ..Leaf::default() });
     cpuid.set(0x8000_0000, 0, Leaf { eax: 0x8000_0008, ..Leaf::default() });
     cpuid.set(0x8000_0001, 0, Leaf { eax: 0, ebx: 0, ecx: 0, edx: !0 });
     cpuid.set(0x8000_0008, 0, Leaf { eax: 39, ..Leaf::default() });
@@ -134,7 +138,7 @@ impl Machine {
         let engine = Interpreter::new(Setup { memory: memory.clone(), cpuid: cpuid(), tsc_offset: 0 })
             .expect("an engine");
         let vcpu = engine.create_vcpu(VcpuId(0)).expect("a vCPU");
-        Self { memory, vcpu, world: World::default() }
+        Self { memory, engine, vcpu, world: World::default() }
     }
 
     /// Ring 0 of flat 32-bit protected mode, with 32-bit gates (DPL 0, but 3 for 0x80) to HLTs.
@@ -373,6 +377,113 @@ fn a_called_task_returns_through_its_link() {
     assert_eq!(machine.get(TSS2, 2), TASK.into());
     assert_eq!(machine.state().tr.selector.0, TASK);
     assert!(!machine.state().rflags.contains(Rflags::NT));
+}
+
+/// SDM 3A 7.3: what a switch doesn't change needn't be writable, and stays as another processor may have made it.
+#[test]
+fn a_task_switch_writes_only_what_it_changes() {
+    const OLD: u64 = 0x4000 - 32;
+    const NEW: u64 = 0x6000 - 32;
+    let mut machine = Machine::protected(&[0x9a, 0, 0, 0, 0, TASK2 as u8, 0]);
+    // Pages 3 and 6 can't be written: the first 32 bytes of the old TSS, all but those of the new one.
+    machine.put(TABLES, (TABLES + 0x1000) | 3, 4);
+    for page in 0..256 {
+        let rights = if page == 3 || page == 6 { 1 } else { 3 };
+        machine.put(TABLES + 0x1000 + page * 4, page << 12 | rights, 4);
+    }
+    machine.put(GDT + u64::from(TASK), descriptor(OLD, 0x67, 0x8b), 8);
+    machine.put(GDT + u64::from(TASK2), descriptor(NEW, 0x67, 0x89), 8);
+    for (offset, value) in [(28, TABLES), (32, 0x1_8000), (36, 2), (56, 0x7000)] {
+        machine.put(NEW + offset, value, 4);
+    }
+    for slot in 0..6 {
+        let selector = if slot == 1 { CODE0 } else { DATA0 };
+        machine.put(NEW + 72 + slot * 4, selector.into(), 2);
+    }
+    machine.put(OLD + 74, 0x7777, 2);
+    machine.put(0x1_8000, 0xf4, 1);
+    let state = machine.state();
+    state.tr = Segment::from_descriptor(Selector(TASK), RawDescriptor(descriptor(OLD, 0x67, 0x8b)));
+    state.cr3 = TABLES;
+    state.cr0 |= cr0::PG | cr0::WP;
+    assert_eq!(machine.run_to_halt(), 0x1_8000);
+    assert_eq!(machine.get(OLD + 32, 4), CODE + 7);
+    assert_eq!(machine.get(OLD + 72, 4), 0x7777_0000 | u64::from(DATA0), "ES, and what lies above it");
+    assert_eq!(machine.get(NEW, 2), TASK.into(), "the link");
+}
+
+/// SDM 3A 7.2.2: the busy bit is tested and set in one.
+#[test]
+fn of_two_processors_that_load_one_tss_one_gets_it() {
+    const ROUNDS: usize = 200;
+    // mov eax, TASK2; ltr ax
+    let mut machine = Machine::protected(&[0xb8, TASK2 as u8, 0, 0, 0, 0x0f, 0x00, 0xd8, 0xf4]);
+    let start = machine.state().clone();
+    let barrier = Barrier::new(3);
+    let winners = AtomicUsize::new(0);
+    let [first, second] = [1, 2].map(|id| machine.engine.create_vcpu(VcpuId(id)).expect("a vCPU"));
+    let race = |mut vcpu: Box<dyn Vcpu>| {
+        for _ in 0..ROUNDS {
+            *vcpu.state(Groups::all()).expect("the interpreter doesn't break") = start.clone();
+            barrier.wait();
+            let exit = vcpu.run(Budget::Instructions(100), &mut World::default());
+            let at = vcpu.state(Groups::all()).expect("the interpreter doesn't break").rip;
+            if matches!(exit, Ok(Exit::Halted)) && at == CODE + 9 {
+                winners.fetch_add(1, Ordering::Relaxed);
+            }
+            barrier.wait();
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| race(first));
+        scope.spawn(|| race(second));
+        for round in 1..=ROUNDS {
+            machine.put(GDT + u64::from(TASK2), descriptor(TSS2, 0x67, 0x89), 8);
+            barrier.wait();
+            barrier.wait();
+            let so_far = winners.load(Ordering::Relaxed);
+            // A panic here would leave the others at the barrier.
+            winners.fetch_add(usize::from(so_far != round) * 1_000_000, Ordering::Relaxed);
+        }
+    });
+    assert_eq!(winners.into_inner(), ROUNDS, "one each time");
+}
+
+/// SDM 3A 3.5.1: the table wraps around at the top of the address space.
+#[test]
+fn a_descriptor_may_end_beyond_the_top_of_the_address_space() {
+    // mov eax, 8; lldt ax
+    let mut machine = Machine::long(&[0xb8, 8, 0, 0, 0, 0x0f, 0x00, 0xd0, 0xf4]);
+    machine.put(TABLES + 0xff8, (TABLES + 0x1000) | 3, 8);
+    machine.put(TABLES + 0x1ff8, (TABLES + 0x2000) | 3, 8);
+    machine.put(TABLES + 0x2ff8, (TABLES + 0x3000) | 3, 8);
+    machine.put(TABLES + 0x3ff8, 0x6_0003, 8);
+    machine.put(0x6_0ff8, descriptor(0x1234, 0x67, 0x82), 8);
+    machine.put(0, 1, 8);
+    machine.state().gdtr = TableRegister { base: 0xffff_ffff_ffff_fff0, limit: 0x1f };
+    assert_eq!(machine.run_to_halt(), CODE + 8);
+    assert_eq!(machine.state().ldtr.base, 0x1_0000_1234);
+}
+
+/// SDM 1 13.2, 13.6.
+#[test]
+fn xgetbv_of_register_1_gives_the_components_in_use() {
+    let in_use = |change: fn(&mut CpuState)| {
+        // mov ecx, 1; xgetbv
+        let mut machine = Machine::protected(&[0xb9, 1, 0, 0, 0, 0x0f, 0x01, 0xd0, 0xf4]);
+        let state = machine.state();
+        state.cr4 = cr4::OSXSAVE;
+        state.vector.xcr0 = 7;
+        change(state);
+        assert_eq!(machine.run_to_halt(), CODE + 8);
+        (machine.state().gpr[gpr::RDX] << 32) | machine.state().gpr[gpr::RAX]
+    };
+    assert_eq!(in_use(|_| {}), 0);
+    assert_eq!(in_use(|state| state.vector.x87[0] ^= 1), 1, "FCW");
+    assert_eq!(in_use(|state| state.vector.zmm[3][0] = 1), 2);
+    assert_eq!(in_use(|state| state.vector.mxcsr ^= 0x80), 2, "MXCSR is SSE's");
+    assert_eq!(in_use(|state| state.vector.zmm[3][16] = 1), 4);
+    assert_eq!(in_use(|state| state.vector.zmm[20][0] = 1), 0, "not enabled");
 }
 
 /// SDM 3B 20.2.5, 20.3.1.1.

@@ -168,14 +168,18 @@ fn pop_memory<W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
 /// PUSHA: all is checked before anything is written.
 fn pusha<W: Width>(cpu: &mut Cpu, _: &Op, io: &mut dyn Platform) -> Step {
     let before = cpu.regs[gpr::RSP];
-    let result = (0..8u8).try_for_each(|index| {
-        let value = if usize::from(index) == gpr::RSP { W::from_u64(before) } else { cpu.reg(index, 0) };
-        cpu.push(value, io)
-    });
-    if result.is_err() {
-        cpu.regs[gpr::RSP] = before;
+    let mut places = [None; 8];
+    let mut top = before;
+    for place in &mut places {
+        top = top.wrapping_sub(W::BYTES) & cpu.stack_mask;
+        *place = Some(cpu.place_for_write(seg::SS as u8, top, W::BYTES, io)?);
     }
-    result
+    for (index, place) in (0..8u8).zip(places.iter().flatten()) {
+        let value: W = cpu.reg(index, 0);
+        cpu.store(place, W::BYTES, value.to_u64(), io);
+    }
+    cpu.regs[gpr::RSP] = before & !cpu.stack_mask | top;
+    Ok(())
 }
 
 fn popa<W: Width>(cpu: &mut Cpu, _: &Op, io: &mut dyn Platform) -> Step {
@@ -242,8 +246,12 @@ fn enter_frame<W: Width>(
     }
     let rsp = cpu.regs[gpr::RSP];
     let new = rsp.wrapping_sub(locals) & mask;
-    // The new top of the stack must be writable (SDM 2A ENTER: a page fault if it isn't).
-    cpu.place_for_write(seg::SS as u8, new, W::BYTES, io)?;
+    // The new top of the stack must be writable by an operand (SDM 2A ENTER: the faults of a write there). Nothing is
+    // written, so no breakpoint is hit.
+    let dr7 = std::mem::take(&mut cpu.state.dr7);
+    let probed = cpu.place_for_write(seg::SS as u8, new, W::BYTES, io);
+    cpu.state.dr7 = dr7;
+    probed?;
     cpu.regs[gpr::RSP] = rsp & !mask | new;
     Ok(frame)
 }

@@ -23,8 +23,6 @@ pub enum FeatureNeeds {
     Fxsr,
     /// XSAVE and relatives: #UD without CR4.OSXSAVE, #NM if CR0.TS.
     Xsave,
-    /// XGETBV, XSETBV: #UD without CR4.OSXSAVE.
-    Xcr,
     /// VEX-coded general-register instructions: #UD in real and virtual-8086 mode.
     VexGpr,
     /// AVX: as that, and CR4.OSXSAVE with XCR0 bits 1 and 2, else #UD; #NM if CR0.TS.
@@ -49,7 +47,6 @@ pub fn requirements(instruction: &Instruction) -> FeatureNeeds {
     match instruction.mnemonic() {
         M::Wait => return N::Wait,
         M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 => return N::Fxsr,
-        M::Xgetbv | M::Xsetbv => return N::Xcr,
         M::Xsave
         | M::Xsave64
         | M::Xsavec
@@ -104,7 +101,6 @@ impl FeatureNeeds {
             Self::X87 | Self::Fxsr => return unless(cr0 & (EM | TS) == 0, nm),
             Self::Wait => return unless(cr0 & (MP | TS) != MP | TS, nm),
             Self::VexGpr => return unless(protected, ud),
-            Self::Xcr => return unless(cr4 & OSXSAVE != 0, ud),
             Self::Mmx => unless(cr0 & EM == 0, ud)?,
             Self::Sse => unless(cr0 & EM == 0 && cr4 & OSFXSR != 0, ud)?,
             Self::Xsave => unless(cr4 & OSXSAVE != 0, ud)?,

@@ -25,9 +25,6 @@ pub(super) enum Special {
     Fxrstor,
     Xsave(xstate::Kind, bool),
     Xrstor { supervisor: bool },
-    Xgetbv,
-    Xsetbv,
-    Hint,
 }
 
 type Done<C> = Result<(), NativeFault<<C as NativeContext>::Fault>>;
@@ -60,9 +57,6 @@ impl Special {
             M::Xsaves | M::Xsaves64 => Self::Xsave(Kind::Compacted, true),
             M::Xrstor | M::Xrstor64 => Self::Xrstor { supervisor: false },
             M::Xrstors | M::Xrstors64 => Self::Xrstor { supervisor: true },
-            M::Xgetbv => Self::Xgetbv,
-            M::Xsetbv => Self::Xsetbv,
-            M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 | M::Prefetchnta => Self::Hint,
             _ if instruction.is_vsib() && instruction.op1_register() == Register::None => Self::Gather,
             _ if instruction.is_vsib() && instruction.op0_register() == Register::None => Self::Scatter,
             _ => return None,
@@ -74,7 +68,6 @@ impl Special {
         let memory = NativeFault::Memory;
         let segment = instruction.memory_segment();
         match self {
-            Self::Hint => Ok(()),
             Self::Wait => {
                 if x87::pending(context.registers().1) {
                     return Err(NativeFault::X87);
@@ -137,26 +130,6 @@ impl Special {
             }
             Self::Xsave(kind, supervisor) => xsave(instruction, context, kind, supervisor),
             Self::Xrstor { supervisor } => xrstor(instruction, context, supervisor),
-            Self::Xgetbv => {
-                let (gpr, vector) = context.registers();
-                let value = match gpr[gpr::RCX] as u32 {
-                    0 => vector.xcr0,
-                    1 => vector.xcr0 & xstate::in_use(vector),
-                    _ => return Err(NativeFault::GeneralProtection),
-                };
-                gpr[gpr::RAX] = value & 0xffff_ffff;
-                gpr[gpr::RDX] = value >> 32;
-                Ok(())
-            }
-            Self::Xsetbv => {
-                let (gpr, vector) = context.registers();
-                if gpr[gpr::RCX] as u32 != 0 {
-                    return Err(NativeFault::GeneralProtection);
-                }
-                let value = edx_eax(gpr);
-                let allowed = super::raw::host_xcr0();
-                xstate::set_xcr0(vector, value, allowed).map_err(|_| NativeFault::GeneralProtection)
-            }
         }
     }
 }

@@ -302,7 +302,7 @@ fn every_instruction_of_every_feature_is_executable() {
         for memory in [false, true] {
             if let Some(instruction) = example(code, memory) {
                 seen += 1;
-                if !Native::supports(&instruction) {
+                if !Native::supports(&instruction) && crate::system::handler(&instruction).is_none() {
                     missing.push(code);
                 }
             }

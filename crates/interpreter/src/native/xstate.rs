@@ -361,24 +361,6 @@ pub fn xrstor(
     Ok(())
 }
 
-/// XSETBV of XCR0.
-///
-/// # Errors
-/// A value that SDM 1 13.3 forbids, or components beyond `allowed`: #GP(0).
-pub fn set_xcr0(state: &mut VectorState, value: u64, allowed: u64) -> Result<(), BadImage> {
-    let avx512 = value & 0xe0;
-    let fine = value & 1 != 0
-        && value & !(allowed & COMPONENTS) == 0
-        && (value & 4 == 0 || value & 2 != 0)
-        && (avx512 == 0 || (avx512 == 0xe0 && value & 4 != 0));
-    if fine {
-        state.xcr0 = value;
-        Ok(())
-    } else {
-        Err(BadImage)
-    }
-}
-
 /// The byte ranges besides the header that XRSTOR of `rfbm` reads from an image with this (checked) header.
 #[must_use]
 pub fn ranges_read(header: &[u8; 64], rfbm: u64) -> Vec<Range<usize>> {

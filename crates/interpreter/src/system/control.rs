@@ -1,12 +1,13 @@
 //! Control registers, XCR0, PKRU and what invalidates translations (SDM 3A 2.5, 2.6, 4.10.4; 2B MOV CRn).
 
 use crate::cpu::{Cpu, Step, special};
+use crate::native::xstate;
 use crate::op::Op;
 use engine::Platform;
 use iced_x86::{Mnemonic, Register};
 use x86::control::{cr0, cr4, efer, xcr0};
 use x86::descriptor::system;
-use x86::state::seg;
+use x86::state::{MXCSR_INIT, seg};
 use x86::{Exception, Rflags};
 
 /// Bit 63 of a value for CR3 with PCIDs: keep the PCID's translations.
@@ -275,12 +276,17 @@ impl Cpu {
     }
 }
 
-/// XGETBV: XCR0, and by ECX = 1 the components in use, which are all that are on.
+/// XGETBV: XCR0, and by ECX = 1 those of its components that aren't in their initial configuration (SDM 1 13.6). MXCSR
+/// counts as SSE's there, as on Intel's CPUs.
 pub(super) fn xgetbv(cpu: &mut Cpu, _: &Op, _: &mut dyn Platform) -> Step {
     cpu.require_xsave()?;
     let value = match cpu.regs[1] as u32 {
         0 => cpu.state.vector.xcr0,
-        1 if cpu.offers(0xd, 1, super::Output::Eax, 2) => cpu.state.vector.xcr0,
+        1 if cpu.offers(0xd, 1, super::Output::Eax, 2) => {
+            let vector = &cpu.state.vector;
+            let sse = u64::from(vector.mxcsr != MXCSR_INIT) << 1;
+            vector.xcr0 & (xstate::in_use(vector) | sse)
+        }
         _ => return Err(Exception::GP0.into()),
     };
     cpu.set_edx_eax(value);

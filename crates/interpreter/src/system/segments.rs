@@ -4,8 +4,10 @@
 //! The loaders here give the new register and commit nothing but the descriptor's accessed bit; callers commit when all else
 //! is known to succeed.
 
+use crate::access::{NO_SEGMENT, Place};
 use crate::cpu::{CodeSize, Cpu, Step, Stop};
 use crate::op::{Op, segment_slot};
+use crate::walk::{Actor, Intent};
 use engine::Platform;
 use iced_x86::Register;
 use x86::descriptor::{Attributes, RawDescriptor, Selector, system};
@@ -76,7 +78,14 @@ impl Cpu {
         io: &mut dyn Platform,
     ) -> Result<u64, Stop> {
         let at = self.descriptor_address(selector, 16, vector, ext)?;
-        self.read_system(at + 8, 8, io)
+        self.read_system(at.wrapping_add(8), 8, io)
+    }
+
+    /// Translates the byte of a descriptor that has its type, to be changed by [`Cpu::modify`]: another vCPU may be changing
+    /// the same descriptor, so bits are set and cleared one by one and atomically (SDM 3A 8.1.2.1).
+    pub(super) fn type_byte(&mut self, descriptor: u64, io: &mut dyn Platform) -> Result<Place, Stop> {
+        let at = descriptor.wrapping_add(5);
+        self.place_linear(NO_SEGMENT, at, 1, Intent::Write, Actor::Implicit, io)
     }
 
     /// Sets the accessed bit of a code or data descriptor (SDM 3A 3.4.5.1) and gives the descriptor as it is then.
@@ -87,8 +96,8 @@ impl Cpu {
     ) -> Result<RawDescriptor, Stop> {
         const ACCESSED: u64 = 1 << 40;
         if descriptor.raw.0 & ACCESSED == 0 {
-            let byte = (descriptor.raw.0 | ACCESSED) >> 40 & 0xff;
-            self.write_system(descriptor.at + 5, 1, byte, io)?;
+            let place = self.type_byte(descriptor.at, io)?;
+            self.modify::<u8>(&place, true, io, |byte| byte | 1);
         }
         Ok(RawDescriptor(descriptor.raw.0 | ACCESSED))
     }

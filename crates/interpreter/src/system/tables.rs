@@ -1,7 +1,7 @@
 //! Descriptor-table and task registers: LGDT, LIDT, LLDT, LTR, SGDT, SIDT, SLDT, STR, and SMSW and LMSW
 //! (SDM 3A 2.4, 2.8.1).
 
-use super::segments::{gp, selector_fault};
+use super::segments::{Descriptor, gp, selector_fault};
 use crate::cpu::{Cpu, Step};
 use crate::op::Op;
 use engine::Platform;
@@ -81,7 +81,7 @@ pub(super) fn lldt(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
     if selector.is_local() {
         return Err(gp(selector));
     }
-    let (segment, raw) = cpu.system_segment(selector, io)?;
+    let (segment, Descriptor { raw, .. }) = cpu.system_segment(selector, io)?;
     if raw.attributes().is_code_or_data() || raw.attributes().kind() != system::LDT {
         return Err(gp(selector));
     }
@@ -91,6 +91,9 @@ pub(super) fn lldt(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
     cpu.state.ldtr = segment;
     Ok(())
 }
+
+/// The busy bit, in a TSS descriptor's byte of type (SDM 3A 7.2.2).
+pub(super) const BUSY: u8 = 1 << 1;
 
 /// LTR.
 pub(super) fn ltr(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
@@ -105,7 +108,7 @@ pub(super) fn ltr(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
     if selector.is_local() {
         return Err(gp(selector));
     }
-    let (mut segment, raw) = cpu.system_segment(selector, io)?;
+    let (mut segment, Descriptor { raw, at }) = cpu.system_segment(selector, io)?;
     let attributes = raw.attributes();
     let available = match attributes.kind() {
         system::TSS => true,
@@ -118,10 +121,12 @@ pub(super) fn ltr(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
     if !attributes.is_present() {
         return Err(selector_fault(Vector::SegmentNotPresent, selector, 0));
     }
-    let busy = RawDescriptor(raw.0 | 1 << 41);
-    let at = cpu.state.gdtr.base.wrapping_add(selector.offset());
-    cpu.write_system(if cpu.long_mode { at } else { at & 0xffff_ffff } + 4, 4, busy.0 >> 32, io)?;
-    segment.attributes = busy.attributes();
+    let place = cpu.type_byte(at, io)?;
+    // Of two vCPUs that load one TSS at the same time only one may find it available.
+    if cpu.modify::<u8>(&place, true, io, |byte| byte | BUSY) & BUSY != 0 {
+        return Err(gp(selector));
+    }
+    segment.attributes = RawDescriptor(raw.0 | u64::from(BUSY) << 40).attributes();
     cpu.state.tr = segment;
     Ok(())
 }
@@ -132,7 +137,7 @@ impl Cpu {
         &mut self,
         selector: Selector,
         io: &mut dyn Platform,
-    ) -> Result<(Segment, RawDescriptor), crate::cpu::Stop> {
+    ) -> Result<(Segment, Descriptor), crate::cpu::Stop> {
         let descriptor = self.descriptor(selector, Vector::GeneralProtection, 0, io)?;
         let mut segment = Segment::from_descriptor(selector, descriptor.raw);
         if self.long_mode {
@@ -142,7 +147,7 @@ impl Cpu {
                 return Err(gp(selector));
             }
         }
-        Ok((segment, descriptor.raw))
+        Ok((segment, descriptor))
     }
 }
 

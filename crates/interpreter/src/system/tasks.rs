@@ -1,10 +1,12 @@
 //! Hardware task switches (SDM 3A chapter 7): by JMP, CALL, IRET, interrupts and exceptions, 16- and 32-bit TSSs.
 //!
 //! Not in long mode. Both TSSs are translated before anything is written, so a page fault leaves the old task running. Faults
-//! after that belong to the new task: the functions here then give `Ok(Some(exception))`.
+//! after that belong to the new task: the functions here then give `Ok(Some(exception))`. Only what a switch changes is
+//! written: other vCPUs may be changing the rest of a TSS or its descriptor.
 
 use super::segments::{gp, selector_fault};
 use super::stack::Stack;
+use super::tables::BUSY;
 use crate::access::{NO_SEGMENT, Place};
 use crate::cpu::{Cpu, Step, Stop, special};
 use crate::walk::{Actor, Intent};
@@ -87,11 +89,15 @@ fn field(image: &[u8; 104], at: usize, width: u64) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
+/// Where the old task's registers go: EIP, EFLAGS and the general registers lie side by side, the segment registers apart.
+struct Saved {
+    registers: Place,
+    selectors: [Option<Place>; 6],
+}
+
 fn set_field(image: &mut [u8; 104], at: usize, width: u64, value: u64) {
     image[at..at + width as usize].copy_from_slice(&value.to_le_bytes()[..width as usize]);
 }
-
-const BUSY: u64 = 1 << 41;
 
 impl Cpu {
     /// A task switch through a task gate, which has been checked itself (SDM 3A 7.3).
@@ -165,16 +171,16 @@ impl Cpu {
 
         // Translate all that will be touched.
         let nested = nesting == Nesting::Nested;
-        let new_intent = if nested { Intent::Write } else { Intent::Read };
-        let new_place = self.system_place(descriptor.raw.base(), new.bytes, new_intent, io)?;
-        let old_place = self.system_place(old_tr.base, old.bytes, Intent::Write, io)?;
-        let new_busy =
-            if returning { None } else { Some(self.system_place(descriptor.at, 8, Intent::Write, io)?) };
+        let new_place = self.system_place(descriptor.raw.base(), new.bytes, Intent::Read, io)?;
+        let link =
+            if nested { Some(self.system_place(descriptor.raw.base(), 2, Intent::Write, io)?) } else { None };
+        let saved = self.saved_place(old_tr.base, old, io)?;
+        let new_busy = if returning { None } else { Some(self.type_byte(descriptor.at, io)?) };
         let old_busy = if nested {
             None
         } else {
             let at = self.state.gdtr.base.wrapping_add(old_tr.selector.offset());
-            Some(self.system_place(at & 0xffff_ffff, 8, Intent::Write, io)?)
+            Some(self.type_byte(at, io)?)
         };
 
         let mut image = [0; 104];
@@ -191,21 +197,22 @@ impl Cpu {
             _ => None,
         };
 
-        // From here on it happens.
-        self.save_task(&old_place, old, switch.flags, io);
+        // Another vCPU may have taken the task since its descriptor was read.
+        if let Some(place) = &new_busy
+            && self.modify::<u8>(place, true, io, |byte| byte | BUSY) & BUSY != 0
+        {
+            return Err(selector_fault(vector, selector, ext));
+        }
+        // From here on it happens. The old task is free for others only when all of it is saved.
+        self.save_task(&saved, old, switch.flags, io);
         if let Some(place) = &old_busy {
-            let raw = self.load(place, 8, io);
-            self.store(place, 8, raw & !BUSY, io);
+            self.modify::<u8>(place, true, io, |byte| byte & !BUSY);
         }
-        if let Some(place) = &new_busy {
-            let raw = self.load(place, 8, io);
-            self.store(place, 8, raw | BUSY, io);
+        if let Some(place) = &link {
+            self.store(place, 2, old_tr.selector.0.into(), io);
         }
-        if nested {
-            set_field(&mut image, 0, 2, old_tr.selector.0.into());
-            self.store_bytes(&new_place, &image[..new.bytes as usize], io);
-        }
-        self.state.tr = Segment::from_descriptor(selector, RawDescriptor(descriptor.raw.0 | BUSY));
+        let busy = RawDescriptor(descriptor.raw.0 | u64::from(BUSY) << 40);
+        self.state.tr = Segment::from_descriptor(selector, busy);
         self.state.cr0 |= cr0::TS;
         if let Some(cr3) = new_cr3 {
             self.state.cr3 = cr3;
@@ -239,21 +246,34 @@ impl Cpu {
         self.place_linear(NO_SEGMENT, address, size, intent, Actor::Implicit, io)
     }
 
+    /// Translates what [`Cpu::save_task`] writes of the TSS at `base`.
+    fn saved_place(&mut self, base: u64, layout: &Layout, io: &mut dyn Platform) -> Result<Saved, Stop> {
+        let at = |offset: usize| base.wrapping_add(offset as u64) & 0xffff_ffff;
+        let bytes = (layout.selectors - layout.ip) as u64;
+        let registers = self.system_place(at(layout.ip), bytes, Intent::Write, io)?;
+        let mut selectors = [None; 6];
+        for (slot, place) in selectors.iter_mut().enumerate().take(layout.selector_count) {
+            let offset = layout.selectors + slot * layout.width as usize;
+            *place = Some(self.system_place(at(offset), 2, Intent::Write, io)?);
+        }
+        Ok(Saved { registers, selectors })
+    }
+
     /// Writes the running task's registers into its TSS. CR3, LDT, the link and the inner stacks are not written.
-    fn save_task(&mut self, place: &Place, layout: &Layout, flags: Rflags, io: &mut dyn Platform) {
+    fn save_task(&mut self, places: &Saved, layout: &Layout, flags: Rflags, io: &mut dyn Platform) {
         let mut image = [0; 104];
-        self.load_bytes(place, &mut image[..layout.bytes as usize], io);
         let width = layout.width;
         set_field(&mut image, layout.ip, width, self.rip);
         set_field(&mut image, layout.flags, width, flags.bits());
         for index in 0..8 {
             set_field(&mut image, layout.gpr + index * width as usize, width, self.regs[index]);
         }
-        for slot in 0..layout.selector_count {
-            let at = layout.selectors + slot * width as usize;
-            set_field(&mut image, at, 2, self.state.segments[slot].selector.0.into());
+        self.store_bytes(&places.registers, &image[layout.ip..layout.selectors], io);
+        for (slot, place) in places.selectors.iter().enumerate() {
+            if let Some(place) = place {
+                self.store(place, 2, self.state.segments[slot].selector.0.into(), io);
+            }
         }
-        self.store_bytes(place, &image[..layout.bytes as usize], io);
     }
 
     /// Loads a task's registers. What fails here is the new task's fault (SDM 3A 7.3, steps 11 to 14).
