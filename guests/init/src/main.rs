@@ -131,7 +131,7 @@ fn streams(arguments: &[String]) -> i32 {
         return 125;
     };
     for port in [&data, &errors, &control] {
-        if let Err(error) = raw::make_raw(port) {
+        if let Err(error) = raw::make_raw(port).and_then(|()| raw::control_flow(port)) {
             eprintln!("ombra init: a serial port can't be made raw: {error}");
             return 125;
         }
@@ -261,6 +261,8 @@ fn terminal(arguments: &[String], port: &str) -> i32 {
     if let (Some(rows), Some(columns)) = (numbers.next(), numbers.next()) {
         raw::set_size(&terminal, rows, columns);
     }
+    // What is pasted while the command doesn't read waits with the host.
+    let _ = raw::control_flow(&terminal);
     let copies = (terminal.try_clone(), terminal.try_clone(), terminal.try_clone(), terminal.try_clone());
     let (Ok(stdin), Ok(stdout), Ok(stderr), Ok(resized)) = copies else { return 125 };
     let _ = raw::make_raw(&control);
@@ -301,6 +303,11 @@ mod raw {
         characters: [u8; 32],
         speeds: [u32; 2],
     }
+
+    /// `c_cflag` in [`Termios::modes`].
+    const CONTROL: usize = 2;
+    /// RTS and CTS say who may send.
+    const CRTSCTS: u32 = 0o20_000_000_000;
 
     /// `struct winsize`.
     #[repr(C)]
@@ -349,6 +356,18 @@ mod raw {
         let code = unsafe {
             let code = tcgetattr(port.as_raw_fd(), &mut termios);
             cfmakeraw(&mut termios);
+            code | tcsetattr(port.as_raw_fd(), TCSANOW, &termios)
+        };
+        result(code)
+    }
+
+    /// The port asks the host to wait, by RTS, before the kernel's buffers overflow: they drop bytes when a reader is slow.
+    pub(crate) fn control_flow(port: &File) -> io::Result<()> {
+        let mut termios = Termios::default();
+        // SAFETY: as in `make_raw`.
+        let code = unsafe {
+            let code = tcgetattr(port.as_raw_fd(), &mut termios);
+            termios.modes[CONTROL] |= CRTSCTS;
             code | tcsetattr(port.as_raw_fd(), TCSANOW, &termios)
         };
         result(code)

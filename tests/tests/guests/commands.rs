@@ -11,6 +11,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_command_that_says_nothing_is_silent", CLOUD, silence),
     ("a_command_that_is_not_there_gives_127", CLOUD, not_there),
     ("a_command_reads_stdin_to_its_end", CLOUD, stdin),
+    ("a_command_that_reads_late_loses_no_input", CLOUD, late),
     ("all_bytes_pass_both_ways_unchanged", CLOUD, bytes),
     ("kernel_messages_are_shown_on_stderr_when_asked_for", CLOUD, verbose),
     ("a_reader_of_stdout_that_goes_away_ends_the_run_with_one_line", CLOUD, reader_goes),
@@ -43,6 +44,21 @@ fn stdin(guests: &Guests) {
     let mut command = guests.ombra();
     command.stdin(fs::File::open(file.path()).expect("a file"));
     let ended = run(command.args(["--", "md5sum"]), None);
+    assert!(ended.text().starts_with(&sum), "{sum} is not {}; {}", ended.text(), ended.stderr);
+    assert_eq!(ended.status, Some(0));
+}
+
+/// The guest's buffers hold some 200 KB; more must wait with the host.
+fn late(guests: &Guests) {
+    let mut numbers = 1u32..;
+    let all: Vec<u8> =
+        numbers.by_ref().take(3 << 18).flat_map(|number| number.wrapping_mul(40_503).to_le_bytes()).collect();
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    file.write_all(&all).expect("a file");
+    let sum = Command::new("md5sum").arg(file.path()).output().expect("md5sum");
+    let sum = String::from_utf8_lossy(&sum.stdout).split(' ').next().unwrap_or_default().to_owned();
+    let input = fs::File::open(file.path()).expect("a file");
+    let ended = run(guests.ombra().stdin(input).args(["--", "sh", "-c", "sleep 15; md5sum"]), None);
     assert!(ended.text().starts_with(&sum), "{sum} is not {}; {}", ended.text(), ended.stderr);
     assert_eq!(ended.status, Some(0));
 }
