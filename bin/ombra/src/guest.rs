@@ -2,19 +2,23 @@
 //!
 //! COM1 carries the kernel's messages, COM2 the command's stdin and stdout, COM3 its stderr, COM4 lines of control (see the
 //! head of `guests/init/src/main.rs`). The machine's writer threads call [`LogWriter`] and [`ControlWriter`]; a thread of
-//! [`forward`] reads stdin. Locks are leaves.
+//! [`Forward::run`] reads stdin. Locks are leaves.
 
 use crate::terminal::{HELP, Key, Keys, Messages};
 use machine::Input;
 use std::collections::VecDeque;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 /// Kernel messages that are kept, in bytes. A boot writes about 30 KiB.
 const LOG_LIMIT: usize = 256 << 10;
 /// Lines of the log that are shown when a guest fails.
 const TAIL: usize = 30;
+/// Pieces of typed input, of at most 4 KiB each, that wait for the guest.
+const PIECES: usize = 1024;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -152,7 +156,7 @@ impl Input for Piped {
     }
 }
 
-/// What [`forward`] does with stdin.
+/// What is done with stdin.
 #[derive(Debug)]
 pub(crate) struct Forward {
     /// The port's input.
@@ -163,54 +167,95 @@ pub(crate) struct Forward {
     pub(crate) keys: bool,
 }
 
-/// Reads stdin to its end, for the guest. Calls `quit` at Ctrl-A X.
-pub(crate) fn forward(mut to: Forward, quit: impl Fn()) {
-    let mut keys = Keys::default();
-    let mut buffer = [0; 4096];
-    let mut sent = 0u64;
-    let mut is_ready = to.init.is_none();
-    loop {
-        // With keys to watch for, reading may not wait for the guest: it may never come up.
-        if !is_ready && !to.keys {
-            to.wait();
-            is_ready = true;
+impl Forward {
+    /// Reads `stdin` to its end, for the guest. Calls `quit` at Ctrl-A X.
+    ///
+    /// # Errors
+    /// The host refuses a thread.
+    pub(crate) fn run(self, stdin: impl Read, quit: impl Fn()) -> io::Result<()> {
+        if self.keys { self.keys(stdin, quit) } else { self.bytes(stdin) }
+    }
+
+    /// Without keys to watch for, reading waits for the guest, and whoever writes to us with it.
+    fn bytes(mut self, mut stdin: impl Read) -> io::Result<()> {
+        self.wait();
+        let mut sent = 0;
+        let mut buffer = [0; 4096];
+        while let Some(count) = read(&mut stdin, &mut buffer) {
+            // The machine is gone: so is who would read.
+            if self.port.write_all(&buffer[..count]).is_err() {
+                return Ok(());
+            }
+            sent += count as u64;
         }
-        let count = match io::stdin().read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(_) => break,
-        };
-        let mut bytes = Vec::with_capacity(count);
-        for &byte in &buffer[..count] {
-            match to.keys.then(|| keys.key(byte)) {
-                None => bytes.push(byte),
-                Some(Some(Key::Guest(byte))) => bytes.push(byte),
-                Some(Some(Key::Quit)) => quit(),
-                Some(Some(Key::Help)) => {
-                    let _ = Messages.write_all(HELP.as_bytes());
+        self.tell_the_end(sent);
+        Ok(())
+    }
+
+    /// Reading may not wait for the guest, which may never come up or stop reading: the way out is among the keys. So another
+    /// thread writes them.
+    fn keys(self, mut stdin: impl Read, quit: impl Fn()) -> io::Result<()> {
+        let (sender, pieces) = sync_channel(PIECES);
+        let writer =
+            thread::Builder::new().name("ombra-keys".to_owned()).spawn(move || self.write(&pieces))?;
+        let mut keys = Keys::default();
+        let mut buffer = [0; 4096];
+        while let Some(count) = read(&mut stdin, &mut buffer) {
+            let mut bytes = Vec::with_capacity(count);
+            for &byte in &buffer[..count] {
+                match keys.key(byte) {
+                    Some(Key::Guest(byte)) => bytes.push(byte),
+                    Some(Key::Quit) => quit(),
+                    Some(Key::Help) => {
+                        let _ = Messages.write_all(HELP.as_bytes());
+                    }
+                    None => {}
                 }
-                Some(None) => {}
+            }
+            if !bytes.is_empty() {
+                // More than a guest lets wait is lost, as with any terminal.
+                let _ = sender.try_send(bytes);
             }
         }
-        // The machine is gone: so is who would read.
-        if to.port.write_all(&bytes).is_err() {
-            return;
-        }
-        sent += bytes.len() as u64;
+        drop(sender);
+        // A panic has been reported by its own message.
+        let _ = writer.join();
+        Ok(())
     }
-    if !is_ready {
-        to.wait();
-    }
-    if let Some((_, lines)) = &to.init {
-        let _ = lock(lines).write_all(format!("eof {sent}\n").as_bytes());
-    }
-}
 
-impl Forward {
+    fn write(mut self, pieces: &Receiver<Vec<u8>>) {
+        self.wait();
+        let mut sent = 0;
+        for piece in pieces {
+            if self.port.write_all(&piece).is_err() {
+                return;
+            }
+            sent += piece.len() as u64;
+        }
+        self.tell_the_end(sent);
+    }
+
     fn wait(&self) {
         if let Some((control, _)) = &self.init {
             control.wait_until_ready();
+        }
+    }
+
+    fn tell_the_end(&self, sent: u64) {
+        if let Some((_, lines)) = &self.init {
+            let _ = lock(lines).write_all(format!("eof {sent}\n").as_bytes());
+        }
+    }
+}
+
+/// The next bytes; `None` at the end, and where there is nothing to read from.
+fn read(from: &mut impl Read, buffer: &mut [u8]) -> Option<usize> {
+    loop {
+        match from.read(buffer) {
+            Ok(0) => return None,
+            Ok(count) => return Some(count),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
         }
     }
 }
@@ -251,5 +296,33 @@ mod tests {
         let tail = log.tail();
         assert_eq!(tail.lines().count(), TAIL);
         assert_eq!(tail.lines().last(), Some("line 99999"));
+    }
+
+    /// Input to forward, with the guest's end of the pipe and its init's words.
+    fn typed() -> (Forward, PipeReader, Control) {
+        let (guest, port) = io::pipe().unwrap();
+        let (_, lines) = io::pipe().unwrap();
+        let control = Control::default();
+        let init = Some((control.clone(), Arc::new(Mutex::new(lines))));
+        (Forward { port, init, keys: true }, guest, control)
+    }
+
+    #[test]
+    fn keys_typed_before_the_guest_is_ready_wait_for_it() {
+        let (forward, mut guest, control) = typed();
+        forward.run(&b"early\x01x late"[..], || control.line("ready")).unwrap();
+        let mut got = String::new();
+        guest.read_to_string(&mut got).unwrap();
+        assert_eq!(got, "early late");
+    }
+
+    #[test]
+    fn the_escape_is_seen_though_the_guest_reads_nothing() {
+        let (forward, guest, control) = typed();
+        control.line("ready");
+        let pasted = [vec![b'p'; 8 << 20], b"\x01x".to_vec()].concat();
+        let guest = Mutex::new(Some(guest));
+        forward.run(&pasted[..], || drop(lock(&guest).take())).unwrap();
+        assert!(lock(&guest).is_none(), "Ctrl-A X was not seen");
     }
 }

@@ -4,13 +4,16 @@
 //! Three plans: a bare kernel with COM1 as `--serial` says; a shell in an initramfs of ours; a command in one.
 
 use crate::cli::{Engine, Run, Serial};
-use crate::guest::{Control, ControlWriter, Forward, Log, LogWriter, Piped, forward};
+use crate::guest::{Control, ControlWriter, Forward, Log, LogWriter, Piped};
 use crate::initramfs::{self, Contents, Mode};
 use crate::{find, terminal};
 use anyhow::{Context, Result};
 use control::{BootConfig, Initramfs, MachineConfig, SerialConfig};
 use machine::{Machine, Outcome, Stream, Streams};
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
+use signal_hook::consts::{
+    SIGABRT, SIGALRM, SIGBUS, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSYS, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
+    SIGXCPU,
+};
 use signal_hook::iterator::Signals;
 use std::io::{self, PipeWriter, Write};
 use std::path::Path;
@@ -22,6 +25,10 @@ use std::time::Duration;
 pub(crate) const FAILED: u8 = 125;
 /// Ctrl-A X while a command runs, which then has no status: as if interrupted.
 const QUIT: u8 = 128 + SIGINT as u8;
+/// Signals that end the run in the ordinary way.
+const ENDING: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
+/// Signals that end the process at once, but for the terminal.
+const DEADLY: [i32; 7] = [SIGABRT, SIGALRM, SIGBUS, SIGSYS, SIGUSR1, SIGUSR2, SIGXCPU];
 /// How long a machine may take to stop before the process goes anyway.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -74,7 +81,12 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
         let stopper = stopper.clone();
         thread::Builder::new()
             .name("ombra-stdin".to_owned())
-            .spawn(move || forward(Forward { port, init, keys }, || stopper.stop(Reason::Quit)))
+            .spawn(move || {
+                let forwarded = Forward { port, init, keys }.run(io::stdin(), || stopper.stop(Reason::Quit));
+                if let Err(error) = forwarded {
+                    tracing::warn!("the guest gets no input: the host refuses a thread: {error}");
+                }
+            })
             .context("the host refuses a thread")?;
     }
     let outcome = machine.run();
@@ -82,13 +94,17 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
     Ok(match status(flags, mode, outcome.context("the machine failed")?, &stopper, &control) {
         Ok(status) => status,
         Err(problem) => {
-            if mode.is_some_and(|mode| mode != Mode::Shell) && !flags.verbose {
-                eprint!("{}", log.tail());
-            }
-            eprintln!("ombra: {problem}");
+            let tail = if has_log(flags, mode) { log.tail() } else { String::new() };
+            // Not `eprintln`, which panics where stderr is closed.
+            let _ = write!(io::stderr(), "{tail}ombra: {problem}\n");
             FAILED
         }
     })
+}
+
+/// Whether the kernel's messages were kept back, and are to be shown where the guest fails.
+fn has_log(flags: &Run, mode: Option<Mode>) -> bool {
+    mode.is_some_and(|mode| mode != Mode::Shell) && !flags.verbose
 }
 
 /// What runs in an initramfs of ours; `None` for a kernel that brings its own, or none.
@@ -202,7 +218,8 @@ fn status(
         Outcome::Shutdown { vcpu, state } => Err(format!("triple fault on vCPU {vcpu}; its state:\n{state}")),
         Outcome::PowerOff | Outcome::Reset if has_command => control.status().ok_or_else(|| {
             let command = flags.command.join(" ");
-            format!("the guest ended before `{command}` did; above is the end of its kernel's log")
+            let log = if has_log(flags, mode) { "; above is the end of its kernel's log" } else { "" };
+            format!("the guest ended before `{command}` did{log}")
         }),
         Outcome::PowerOff | Outcome::Reset => Ok(0),
     }
@@ -229,10 +246,18 @@ impl Stopper {
 
     /// The first reason counts.
     fn stop(&self, reason: Reason) {
-        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        let first = {
+            let mut before = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+            let first = before.is_none();
+            before.get_or_insert(reason);
+            first
+        };
         self.handle.stop();
-        // Whatever holds the machine up, the terminal comes back.
-        thread::spawn(move || {
+        if !first {
+            return;
+        }
+        // Whatever holds the machine up, the terminal comes back. A host that refuses the thread leaves that to the machine.
+        let _ = thread::Builder::new().name("ombra-exit".to_owned()).spawn(move || {
             thread::sleep(STOP_PATIENCE);
             terminal::restore();
             std::process::exit(match reason {
@@ -243,7 +268,7 @@ impl Stopper {
     }
 
     fn watch_signals(&self, init: Option<Arc<Mutex<PipeWriter>>>) -> Result<()> {
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH, SIGCONT])
+        let mut signals = Signals::new(ENDING.iter().chain(&DEADLY).chain(&[SIGWINCH, SIGCONT]))
             .context("signals can't be watched")?;
         let stopper = self.clone();
         thread::Builder::new()
@@ -257,6 +282,10 @@ impl Stopper {
                                 let mut init = init.lock().unwrap_or_else(PoisonError::into_inner);
                                 let _ = writeln!(init, "size {rows} {columns}");
                             }
+                        }
+                        signal if DEADLY.contains(&signal) => {
+                            terminal::restore();
+                            let _ = signal_hook::low_level::emulate_default_handler(signal);
                         }
                         signal => stopper.stop(Reason::Signal(signal as u8)),
                     }

@@ -1,8 +1,12 @@
-//! The terminal: raw mode that is undone however the process ends, the escape keys, messages that survive raw mode.
+//! The terminal: raw mode that is undone when the process ends, the escape keys, messages that survive raw mode.
 //!
 //! `run` takes a [`Raw`] for as long as the guest has the terminal. Besides its drop, the panic hook calls [`restore`], and
-//! the signal thread ends the run in the ordinary way. One lock, a leaf: the saved settings.
+//! the signal thread, for signals that others send and for SIGBUS. One lock, a leaf: the saved settings.
+//!
+//! Left out: SIGKILL, and what the process does to itself without a panic (SIGSEGV, SIGILL, SIGFPE, abort). Handlers for those
+//! would have to run in the thread that failed, and installing them is unsafe; a shell sets its terminal right by itself.
 
+use rustix::event::{self, PollFd, PollFlags, Timespec};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use std::io::{self, Write};
 use std::io::{stdin, stdout};
@@ -60,14 +64,21 @@ pub(crate) fn enforce() {
     }
 }
 
-/// Gives the terminal back, if it was taken.
+/// Gives the terminal back, if it was taken. Waits for nobody: not for a terminal that nobody reads or that is stopped, nor
+/// for a thread that is stuck in writing to it.
 pub(crate) fn restore() {
-    if let Some(before) = saved().take() {
-        // Not after all output is through: a terminal that nobody reads, or that is stopped, would hold the process for ever.
-        let _ = tcsetattr(stdin(), OptionalActions::Now, &before);
-        // Guests switch line wrap off and the cursor invisible, and end without undoing it.
-        let _ = stdout().write_all(b"\x1b[?7h\x1b[?25h");
-        let _ = stdout().flush();
+    // Not in the condition, which would hold the lock to the end.
+    let before = saved().take();
+    let Some(before) = before else { return };
+    // Not after all output is through.
+    let _ = tcsetattr(stdin(), OptionalActions::Now, &before);
+    let stdout = stdout();
+    let mut poll = [PollFd::new(&stdout, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    if event::poll(&mut poll, Some(&now)).is_ok_and(|ready| ready > 0) {
+        // Guests switch line wrap off and the cursor invisible, and end without undoing it. Past the standard library's
+        // lock, which a writer that is stuck holds.
+        let _ = rustix::io::write(&stdout, b"\x1b[?7h\x1b[?25h");
     }
 }
 

@@ -77,11 +77,104 @@ fn files_that_are_no_kernels_are_refused() {
     }
 }
 
+/// A multiboot kernel of nothing but code, loaded at 1 MiB.
+fn multiboot(code: &[u8]) -> Vec<u8> {
+    let (magic, flags, base) = (0x1bad_b002u32, 1u32 << 16, 0x10_0000u32);
+    let checksum = 0u32.wrapping_sub(magic).wrapping_sub(flags);
+    let header = [magic, flags, checksum, base, base, 0, 0, base + 32];
+    header.iter().flat_map(|word| word.to_le_bytes()).chain(code.iter().copied()).collect()
+}
+
+/// An ELF kernel with segments of (address, bytes in the file, bytes in memory), all of which begin at the file's offset 1000h,
+/// and a page of contents. `count` is how many program headers it claims.
+fn elf(count: u16, segments: &[(u64, u64, u64)]) -> Vec<u8> {
+    let mut bytes = vec![0; 0x2000];
+    let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+    put(0, b"\x7fELF\x02\x01\x01");
+    // An executable for x86-64; the entry is the first segment's begin.
+    put(16, &[2, 0, 62, 0, 1, 0, 0, 0]);
+    put(24, &segments[0].0.to_le_bytes());
+    put(32, &64u64.to_le_bytes());
+    put(52, &[64, 0, 56, 0]);
+    put(56, &count.to_le_bytes());
+    for (index, &(address, in_file, in_memory)) in segments.iter().enumerate() {
+        let at = 64 + 56 * index;
+        // Loadable, for reading and executing.
+        put(at, &[1, 0, 0, 0, 5, 0, 0, 0]);
+        for (field, value) in [0x1000, address, address, in_file, in_memory, 0x1000].into_iter().enumerate() {
+            put(at + 8 + 8 * field, &value.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+#[test]
+fn elf_kernels_with_impossible_segments_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = 0x10_0000;
+    for (name, image, hint) in [
+        ("overlap", elf(2, &[(one, 0x1000, 0x1000), (one + 0x800, 0x1000, 0x1000)]), "overlap"),
+        ("swallowed", elf(2, &[(one, 0, 1 << 20), (one + 0x800, 16, 16)]), "overlap"),
+        ("beyond", elf(1, &[(one, 0x2000, 0x2000)]), "outside the file"),
+        ("huge", elf(1, &[(one, u64::MAX, u64::MAX - one)]), "more bytes in the file than in memory"),
+        ("wraps", elf(1, &[(u64::MAX - 100, 0, 0x1000)]), "wraps around"),
+        ("outside", elf(1, &[(1 << 45, 0x1000, 0x1000)]), "outside any RAM"),
+        ("large", elf(1, &[(one, 0x1000, 1 << 45)]), "outside any RAM"),
+        ("bios", elf(1, &[(0xa_0000, 0x1000, 0x1000)]), "the BIOS use"),
+        ("headers", elf(0xff00, &[(one, 0x1000, 0x1000)]), "damaged or truncated"),
+        ("none", elf(0, &[(one, 0x1000, 0x1000)]), "no loadable segments"),
+    ] {
+        let path = file(folder.path(), name, &image);
+        refused(&mut with_kernel(&path, &[]), FAILED, hint);
+        refused(&mut with_kernel(&path, &[]), FAILED, name);
+    }
+}
+
+#[test]
+fn bzimages_with_lying_sizes_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    // Setup of one sector after the first, 4 KiB of code, protocol 2.15, loaded high.
+    let mut honest = vec![0; 0x400 + 0x1000];
+    let sound: [(usize, &[u8]); 10] = [
+        (0x1f1, &[1]),
+        (0x1f4, &0x100u32.to_le_bytes()),
+        (0x1fe, &[0x55, 0xaa]),
+        (0x200, &[0xeb, 0x6a]),
+        (0x202, b"HdrS"),
+        (0x206, &[0x0f, 0x02]),
+        (0x211, &[1]),
+        (0x238, &0x7ffu32.to_le_bytes()),
+        (0x258, &0x10_0000u64.to_le_bytes()),
+        (0x260, &0x10_0000u32.to_le_bytes()),
+    ];
+    for (at, field) in sound {
+        honest[at..at + field.len()].copy_from_slice(field);
+    }
+    let with = |at: usize, field: &[u8]| {
+        let mut image = honest.clone();
+        image[at..at + field.len()].copy_from_slice(field);
+        image
+    };
+    for (name, image, hint) in [
+        ("code", with(0x1f4, &u32::MAX.to_le_bytes()), "its header lies"),
+        ("no-code", with(0x1f4, &[0; 4]), "syssize is 0"),
+        ("setup", with(0x1f1, &[255]), "its header lies"),
+        ("needs", with(0x260, &0x4000_0000u32.to_le_bytes()), "--memory"),
+        ("absurd", with(0x260, &u32::MAX.to_le_bytes()), "where no RAM can be"),
+        ("low", with(0x258, &[0; 8]), "below 1 MiB"),
+        ("cut", honest[..0x210].to_vec(), "truncated"),
+    ] {
+        let path = file(folder.path(), name, &image);
+        refused(&mut with_kernel(&path, &[]), FAILED, hint);
+        refused(&mut with_kernel(&path, &[]), FAILED, name);
+    }
+}
+
 #[test]
 fn an_initramfs_that_is_not_there_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let kernel = file(folder.path(), "kernel", b"x");
-    refused(&mut with_kernel(&kernel, &["--initrd", "/nowhere/initrd"]), FAILED, "/");
+    let kernel = file(folder.path(), "kernel", &multiboot(b"\xf4"));
+    refused(&mut with_kernel(&kernel, &["--initrd", "/nowhere/initrd"]), FAILED, "/nowhere/initrd");
 }
 
 #[test]
@@ -93,7 +186,7 @@ fn memory_that_cannot_be_is_wrong_usage() {
 
 #[test]
 fn vcpus_that_cannot_be_are_wrong_usage() {
-    for cpus in ["0", "-1", "1000", "two"] {
+    for cpus in ["0", "-1", "65", "255", "1000", "two"] {
         refused(&mut ombra(&["run", &format!("--cpus={cpus}")]), USAGE, "--cpus");
     }
 }
@@ -130,11 +223,16 @@ fn a_serial_file_that_cannot_be_written_is_named() {
 
 #[test]
 fn an_initramfs_larger_than_memory_is_refused() {
-    let Some(kernel) = guest_kernel() else { return };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("large");
-    File::create(&path).unwrap().set_len(100 << 20).unwrap();
-    refused(&mut with_kernel(&kernel, &["-m", "64M", "--initrd", path.to_str().unwrap()]), FAILED, "");
+    let small = file(folder.path(), "kernel", &multiboot(b"\xf4"));
+    for (size, hint) in [(100 << 20, "the most that fits"), (63 << 20, "give more --memory")] {
+        File::create(&path).unwrap().set_len(size).unwrap();
+        for kernel in [Some(small.clone()), guest_kernel()].into_iter().flatten() {
+            let words = ["-m", "64M", "--initrd", path.to_str().unwrap()];
+            refused(&mut with_kernel(&kernel, &words), FAILED, hint);
+        }
+    }
 }
 
 #[test]
