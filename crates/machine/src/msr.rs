@@ -395,6 +395,18 @@ mod tests {
     }
 
     #[test]
+    fn stepping_by_branches_is_refused_rather_than_done_wrong() {
+        for vendor in [b"Genu", b"Auth"] {
+            let mut msrs = msrs(vendor);
+            assert_eq!(msrs.write(msr::DEBUG_CTL, 1), Ok(()));
+            assert_eq!(msrs.write(msr::DEBUG_CTL, 0b10), Err(GpFault));
+            assert_eq!(msrs.read(msr::DEBUG_CTL), Ok(1));
+            // The engine's, not the machine's.
+            assert_eq!(msrs.read(msr::SPEC_CTRL), Err(GpFault));
+        }
+    }
+
+    #[test]
     fn each_vendor_has_its_own_registers() {
         let mut intel = msrs(b"Genu");
         let mut amd = msrs(b"Auth");

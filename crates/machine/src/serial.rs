@@ -204,3 +204,51 @@ fn feed(
     }));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chipset::{Line, LineSink};
+
+    struct Unconnected;
+
+    impl LineSink for Unconnected {
+        fn set_pin(&self, _: u8, _: bool) {}
+    }
+
+    struct Pipe(std::io::PipeReader);
+
+    impl Input for Pipe {
+        fn fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+        fn receive(&mut self, guest: &mut Vec<u8>) -> std::io::Result<bool> {
+            guest.push(b'x');
+            Ok(true)
+        }
+    }
+
+    #[test]
+    fn input_does_not_wait_for_a_port_that_a_vcpu_has_but_comes_later() {
+        let (reader, _writer) = std::io::pipe().expect("a pipe");
+        let line = Line::new(Arc::new(Unconnected), 4);
+        let uart = Arc::new(Mutex::new(Uart::new(line, Box::new(Nowhere), None)));
+        let fd = reader.as_fd().try_clone_to_owned().expect("a descriptor");
+        let source = Mutex::new(Source { input: Box::new(Pipe(reader)), waiting: Vec::new(), ended: false });
+        let feed = Feed {
+            fd,
+            source,
+            room: Arc::default(),
+            uart: Arc::downgrade(&uart),
+            held_up: AtomicBool::new(false),
+        };
+        let held = uart.lock().expect("not poisoned");
+        feed.ready();
+        assert!(feed.is_held_up());
+        assert_eq!(feed.source().waiting, b"x");
+        drop(held);
+        let _ = feed.poll_fd();
+        assert!(!feed.is_held_up());
+        assert!(feed.source().waiting.is_empty());
+    }
+}
