@@ -226,10 +226,10 @@ fn an_initramfs_larger_than_memory_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("large");
     let small = file(folder.path(), "kernel", &multiboot(b"\xf4"));
-    for (size, hint) in [(100 << 20, "the most that fits"), (63 << 20, "give more --memory")] {
+    for (size, hint) in [(200 << 20, "the most that fits"), (127 << 20, "give more --memory")] {
         File::create(&path).unwrap().set_len(size).unwrap();
         for kernel in [Some(small.clone()), guest_kernel()].into_iter().flatten() {
-            let words = ["-m", "64M", "--initrd", path.to_str().unwrap()];
+            let words = ["-m", "128M", "--initrd", path.to_str().unwrap()];
             refused(&mut with_kernel(&kernel, &words), FAILED, hint);
         }
     }
@@ -247,6 +247,22 @@ fn a_reader_that_goes_away_ends_the_run() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     refused(with_kernel(&kernel, &["-a", "console=ttyS0 earlyprintk=serial"]).stdout(writer), FAILED, "COM1");
+}
+
+#[test]
+fn a_failure_that_nobody_hears_of_has_its_status() {
+    let folder = tempfile::tempdir().unwrap();
+    // `lidt [100030h]`, where zeros are; `ud2`.
+    let code = b"\x0f\x01\x1d\x30\0\x10\0\x0f\x0b\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let kernel = file(folder.path(), "kernel", &multiboot(code));
+    let output = with_kernel(&kernel, &["--no-reboot"]).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(FAILED), "{errors}");
+    assert!(errors.starts_with("ombra: triple fault on vCPU 0"), "{errors}");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = with_kernel(&kernel, &["--no-reboot"]).stderr(writer).status().unwrap();
+    assert_eq!(status.code(), Some(FAILED));
 }
 
 #[test]
