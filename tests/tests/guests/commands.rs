@@ -13,6 +13,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_command_reads_stdin_to_its_end", CLOUD, stdin),
     ("a_command_that_reads_late_loses_no_input", CLOUD, late),
     ("all_bytes_pass_both_ways_unchanged", CLOUD, bytes),
+    ("a_guest_that_fails_shows_its_log_where_it_was_kept_back", CLOUD, fails),
+    ("five_level_paging_is_there_when_asked_for", CLOUD, la57),
     ("kernel_messages_are_shown_on_stderr_when_asked_for", CLOUD, verbose),
     ("a_reader_of_stdout_that_goes_away_ends_the_run_with_one_line", CLOUD, reader_goes),
 ];
@@ -77,6 +79,25 @@ fn verbose(guests: &Guests) {
     let ended = run(guests.ombra().args(["--verbose", "--", "echo", "hello"]), None);
     assert_eq!((ended.text().as_str(), ended.status), ("hello\n", Some(0)), "{}", ended.stderr);
     assert!(ended.stderr.contains("Linux version"), "{}", ended.stderr);
+}
+
+fn fails(guests: &Guests) {
+    // No init, no other root: the kernel panics, and that is its end.
+    for (flags, is_kept) in [(&[][..], true), (&["--verbose"], false)] {
+        let ended = run(guests.ombra().args(flags).args(["-a", "rdinit=/none", "--", "true"]), None);
+        assert_eq!((ended.text().as_str(), ended.status), ("", Some(125)), "{}", ended.stderr);
+        assert!(ended.stderr.contains("Kernel panic"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("the guest ended before `true` did"), "{}", ended.stderr);
+        assert_eq!(ended.stderr.contains("above is the end"), is_kept, "{}", ended.stderr);
+    }
+}
+
+fn la57(guests: &Guests) {
+    for (flags, status) in [(&["--la57"][..], 0), (&[], 1)] {
+        let words = ["--", "sh", "-c", "grep -qw la57 /proc/cpuinfo"];
+        let ended = run(guests.ombra().args(flags).args(words), None);
+        assert_eq!(ended.status, Some(status), "{}", ended.stderr);
+    }
 }
 
 fn reader_goes(guests: &Guests) {
