@@ -96,7 +96,7 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
         Err(problem) => {
             let tail = if has_log(flags, mode) { log.tail() } else { String::new() };
             // Not `eprintln`, which panics where stderr is closed.
-            let _ = write!(io::stderr(), "{tail}ombra: {problem}\n");
+            let _ = writeln!(io::stderr(), "{tail}ombra: {problem}");
             FAILED
         }
     })
