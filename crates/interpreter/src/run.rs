@@ -242,7 +242,7 @@ fn run_block(
         // Cut short: by the budget, or because code was written.
         Some(op) => cpu.rip = cpu.current_rip(op),
         None if !ops.last().is_some_and(|op| op.ends_in_branch) => {
-            cpu.rip = cpu.mask_rip(rip.wrapping_add(block.len))
+            cpu.rip = cpu.mask_rip(rip.wrapping_add(block.len));
         }
         None => {}
     }
