@@ -54,13 +54,13 @@ fn stdin(guests: &Guests) {
 fn late(guests: &Guests) {
     let mut numbers = 1u32..;
     let all: Vec<u8> =
-        numbers.by_ref().take(3 << 18).flat_map(|number| number.wrapping_mul(40_503).to_le_bytes()).collect();
+        numbers.by_ref().take(3 << 17).flat_map(|number| number.wrapping_mul(40_503).to_le_bytes()).collect();
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(&all).expect("a file");
     let sum = Command::new("md5sum").arg(file.path()).output().expect("md5sum");
     let sum = String::from_utf8_lossy(&sum.stdout).split(' ').next().unwrap_or_default().to_owned();
     let input = fs::File::open(file.path()).expect("a file");
-    let ended = run(guests.ombra().stdin(input).args(["--", "sh", "-c", "sleep 15; md5sum"]), None);
+    let ended = run(guests.ombra().stdin(input).args(["--", "sh", "-c", "sleep 10; md5sum"]), None);
     assert!(ended.text().starts_with(&sum), "{sum} is not {}; {}", ended.text(), ended.stderr);
     assert_eq!(ended.status, Some(0));
 }
