@@ -16,5 +16,8 @@ mod input;
 pub use input::Input;
 
 /// A target: its name, which is also that of its folder under `seeds/`, and what to run.
-pub const TARGETS: &[(&str, fn(&[u8]))] =
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: &[Target] =
     &[("boot_image", boot_image::run), ("devices", devices::run), ("execute", execute::run)];

@@ -51,6 +51,12 @@ fn component(number: usize) -> Component {
     })[number]
 }
 
+/// Whether the host has XSAVEC and the format that comes with it. Asked once: CPUID is slow where the host is a guest itself.
+fn has_compacted_form() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| cpuid(0xd, 1)[0] & 2 != 0)
+}
+
 /// Offset of every component in an image; `None` for the standard format, else the components of the compacted one.
 fn layout(compacted: Option<u64>) -> [usize; 10] {
     let mut offsets = [0; 10];
@@ -294,7 +300,7 @@ pub fn check_header(header: &[u8; 64], enabled: u64, supervisor: bool) -> Result
     } else {
         !supervisor && comp == 0 && bv & !enabled == 0 && header[8..24].iter().all(|byte| *byte == 0)
     };
-    if !fine || (compacted && cpuid(0xd, 1)[0] & 2 == 0) {
+    if !fine || (compacted && !has_compacted_form()) {
         return Err(BadImage);
     }
     Ok(if compacted { image_size(comp, true) } else { image_size(enabled, false) })
