@@ -55,7 +55,7 @@ pub(crate) struct Run {
     /// Initial RAM disk; for multiboot a comma-separated list of modules
     #[arg(long, value_name = "FILE", alias = "initrd", conflicts_with = "command", help_heading = "Boot")]
     pub(crate) initramfs: Option<PathBuf>,
-    /// Kernel command line; may be repeated [default: console=ttyS0]
+    /// Kernel command line; may be repeated [default: console=ttyS0 no_timer_check]
     #[arg(
         short = 'a',
         long,
