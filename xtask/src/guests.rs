@@ -1,12 +1,13 @@
-//! Fetches guests into the checkout's `cache/`: Debian's kernels, a static busybox, memtest86+.
+//! Fetches guests into the checkout's `cache/`: Debian's kernels, a static busybox, memtest86+, root file systems.
 //!
-//! apt runs with a root of its own under `cache/apt` (sources and keys are the host's, lists and downloads are ours), so
-//! that it needs no privileges, may add the i386 architecture, and leaves the host as it was. Packages are unpacked with
-//! `dpkg-deb`, never installed. A guest whose file is there isn't fetched again: the second time needs no network.
+//! Packages come from [`Apt`] and are unpacked with `dpkg-deb`, never installed. A guest whose files are there isn't fetched
+//! again: the second time needs no network.
 //!
-//! `cache/guests/` afterwards: `cloud/vmlinuz`, `rt/vmlinuz`, `686-pae/vmlinuz`, `busybox`, `busybox-i386`,
-//! `memtest86+ia32.bin`, `memtest86+x64.bin`.
+//! `cache/guests/` afterwards: `cloud/vmlinuz`, `cloud/modules/` (of that kernel), `rt/vmlinuz`, `686-pae/vmlinuz`, `busybox`,
+//! `busybox-i386`, `memtest86+ia32.bin`, `memtest86+x64.bin`, and what [`rootfs`] says.
 
+use crate::apt::Apt;
+use crate::rootfs;
 use anyhow::{Context, Result, bail};
 use std::env;
 use std::fs;
@@ -28,7 +29,8 @@ struct Guest {
     package: &'static str,
     /// The package is a metapackage; the wanted one is its only `linux-image-` dependency.
     meta: bool,
-    /// The files in the package, first by how the path starts, and where they go below `cache/guests`.
+    /// The files in the package, first by how the path starts, and where they go below `cache/guests`. A path that ends
+    /// with a slash is a folder's.
     files: &'static [(&'static str, &'static str)],
     /// Also wanted by `make run`.
     run: bool,
@@ -38,7 +40,11 @@ const GUESTS: &[Guest] = &[
     Guest {
         package: "linux-image-cloud-amd64:amd64",
         meta: true,
-        files: &[("./boot/vmlinuz-", "cloud/vmlinuz")],
+        files: &[
+            ("./lib/modules/", "cloud/modules"),
+            ("./usr/lib/modules/", "cloud/modules"),
+            ("./boot/vmlinuz-", "cloud/vmlinuz"),
+        ],
         run: true,
     },
     Guest {
@@ -90,104 +96,44 @@ pub(crate) fn fetch(root: &Path, purpose: For) -> Result<()> {
     let missing: Vec<&Guest> = GUESTS
         .iter()
         .filter(|guest| purpose == For::Everything || guest.run)
-        .filter(|guest| !guest.files.iter().any(|(_, to)| guests.join(to).exists()))
+        .filter(|guest| !guest.files.iter().all(|(_, to)| guests.join(to).exists()))
         .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    fs::create_dir_all(&guests).with_context(|| format!("can't create {}", guests.display()))?;
-    let apt = Apt::prepare(&cache.join("apt"))?;
     let mut failed = Vec::new();
-    for guest in missing {
-        println!("guests: fetching {}", guest.package);
-        if let Err(error) = apt.fetch(guest, &guests) {
-            failed.push(format!("{}: {error:#}", guest.package));
+    if !missing.is_empty() {
+        fetch_packages(&cache, &guests, &missing, &mut failed)?;
+    }
+    if purpose == For::Everything {
+        for recipe in rootfs::FOR_TESTS {
+            if let Err(error) = rootfs::archive(root, recipe) {
+                failed.push(format!("rootfs-{}: {error:#}", recipe.name));
+            }
         }
     }
-    // Only a few files are kept of each package; the lists are 100 MB that the next fetch would renew anyway.
-    let _ = fs::remove_dir_all(&apt.root);
     if !failed.is_empty() {
         bail!("these guests could not be fetched:\n  {}", failed.join("\n  "));
     }
     Ok(())
 }
 
-/// An apt whose every folder is ours.
-struct Apt {
-    root: PathBuf,
-    conf: PathBuf,
+fn fetch_packages(cache: &Path, guests: &Path, missing: &[&Guest], failed: &mut Vec<String>) -> Result<()> {
+    fs::create_dir_all(guests).with_context(|| format!("can't create {}", guests.display()))?;
+    let apt = Apt::prepare(&cache.join("apt"))?;
+    for guest in missing {
+        println!("guests: fetching {}", guest.package);
+        if let Err(error) = fetch_one(&apt, guest, guests) {
+            failed.push(format!("{}: {error:#}", guest.package));
+        }
+    }
+    apt.discard();
+    Ok(())
 }
 
-impl Apt {
-    fn prepare(root: &Path) -> Result<Apt> {
-        for tool in ["apt-get", "apt-cache", "dpkg-deb", "tar"] {
-            if Command::new(tool).arg("--version").output().is_err() {
-                bail!(
-                    "`{tool}` isn't there: guests are fetched with Debian's tools (apt install apt dpkg tar)"
-                );
-            }
-        }
-        for folder in
-            ["state/lists/partial", "cache/archives/partial", "sources.list.d", "debs", "preferences.d"]
-        {
-            let folder = root.join(folder);
-            fs::create_dir_all(&folder).with_context(|| format!("can't create {}", folder.display()))?;
-        }
-        // apt opens every path itself and may change folder, so all of them are absolute.
-        let root = fs::canonicalize(root)?;
-        fs::write(root.join("status"), "")?;
-        copy_sources(&root)?;
-        let conf = root.join("apt.conf");
-        fs::write(&conf, configuration(&root)).with_context(|| format!("can't write {}", conf.display()))?;
-        let apt = Apt { root, conf };
-        if let Err(error) = crate::run(apt.command("apt-get").args(["--quiet=2", "update"])) {
-            // One list of several may be out of step at the mirror; whether it matters the downloads will say.
-            eprintln!("guests: not all package lists could be had (is there a network?): {error:#}");
-        }
-        Ok(apt)
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.arg("--config-file").arg(&self.conf).current_dir(self.root.join("debs")).env("LC_ALL", "C");
-        command
-    }
-
-    fn fetch(&self, guest: &Guest, guests: &Path) -> Result<()> {
-        let package = if guest.meta { self.dependency(guest.package)? } else { guest.package.to_owned() };
-        crate::run(self.command("apt-get").args(["--quiet=2", "download", &package]))?;
-        let debs = self.root.join("debs");
-        let deb = fs::read_dir(&debs)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .context("apt-get said that it downloaded a package, but there is none")?;
-        let taken = unpack(&deb, guest, guests);
-        fs::remove_file(&deb)?;
-        taken
-    }
-
-    /// The kernel that a metapackage depends on, with the metapackage's architecture.
-    fn dependency(&self, metapackage: &str) -> Result<String> {
-        let architecture = metapackage.rsplit_once(':').map_or("amd64", |(_, architecture)| architecture);
-        let output = self
-            .command("apt-cache")
-            .args(["--no-all-versions", "show", metapackage])
-            .output()
-            .context("can't run apt-cache")?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let name = kernel_dependency(&text).with_context(|| {
-            format!("the host's apt sources have no {metapackage} (they should name a Debian mirror)")
-        })?;
-        Ok(format!("{name}:{architecture}"))
-    }
-}
-
-fn kernel_dependency(show: &str) -> Option<&str> {
-    show.lines()
-        .find_map(|line| line.strip_prefix("Depends:"))?
-        .split([',', '|'])
-        .filter_map(|dependency| dependency.split_whitespace().next())
-        .find(|name| name.starts_with("linux-image-"))
+fn fetch_one(apt: &Apt, guest: &Guest, guests: &Path) -> Result<()> {
+    let package = if guest.meta { apt.dependency(guest.package)? } else { guest.package.to_owned() };
+    let deb = apt.download(&package)?;
+    let taken = unpack(&deb, guest, guests);
+    fs::remove_file(&deb)?;
+    taken
 }
 
 /// Takes the wanted files out of a package.
@@ -200,9 +146,16 @@ fn unpack(deb: &Path, guest: &Guest, guests: &Path) -> Result<()> {
         let to = guests.join(to);
         fs::create_dir_all(to.parent().expect("below guests"))?;
         // Renamed into place last, so that what is there is whole.
-        let part = to.with_extension("part");
-        fs::copy(&found, &part).with_context(|| format!("can't write {}", part.display()))?;
-        fs::rename(&part, &to)?;
+        if from.ends_with('/') {
+            if to.exists() {
+                fs::remove_dir_all(&to)?;
+            }
+            fs::rename(&found, &to).with_context(|| format!("can't write {}", to.display()))?;
+        } else {
+            let part = to.with_extension("part");
+            fs::copy(&found, &part).with_context(|| format!("can't write {}", part.display()))?;
+            fs::rename(&part, &to)?;
+        }
         taken += 1;
     }
     fs::remove_dir_all(&folder)?;
@@ -212,8 +165,11 @@ fn unpack(deb: &Path, guest: &Guest, guests: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The file below `folder` whose path begins as `start` does.
+/// The file below `folder` whose path begins as `start` does; the folder `start` where that ends with a slash.
 fn starting_with(folder: &Path, start: &str) -> Option<PathBuf> {
+    if start.ends_with('/') {
+        return Some(folder.join(start.trim_start_matches("./"))).filter(|path| path.is_dir());
+    }
     let start = folder.join(start.trim_start_matches("./"));
     let name = start.file_name()?.to_str()?;
     let mut found: Vec<PathBuf> = fs::read_dir(start.parent()?)
@@ -228,63 +184,9 @@ fn starting_with(folder: &Path, start: &str) -> Option<PathBuf> {
     found.into_iter().next()
 }
 
-/// Copies the host's sources, of which ours may differ in architectures only by what apt.conf says.
-fn copy_sources(root: &Path) -> Result<()> {
-    let mut copied = 0;
-    let mut sources = vec![PathBuf::from("/etc/apt/sources.list")];
-    if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
-        sources.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
-    }
-    for source in sources {
-        let is_source =
-            source.extension().is_some_and(|extension| extension == "list" || extension == "sources");
-        let Some(name) = source.file_name().filter(|_| is_source) else { continue };
-        if let Ok(text) = fs::read(&source) {
-            fs::write(root.join("sources.list.d").join(name), text)?;
-            copied += 1;
-        }
-    }
-    if copied == 0 {
-        bail!("no apt sources in /etc/apt: guests come from a Debian mirror");
-    }
-    Ok(())
-}
-
-/// The host's settings (proxies, keys) stay in force; folders and hooks are replaced.
-fn configuration(root: &Path) -> String {
-    let root = root.display();
-    format!(
-        "Dir::State \"{root}/state\";\n\
-         Dir::State::status \"{root}/status\";\n\
-         Dir::State::extended_states \"{root}/state/extended_states\";\n\
-         Dir::Cache \"{root}/cache\";\n\
-         Dir::Cache::archives \"{root}/cache/archives\";\n\
-         Dir::Etc::sourcelist \"/dev/null\";\n\
-         Dir::Etc::sourceparts \"{root}/sources.list.d\";\n\
-         Dir::Etc::preferencesparts \"{root}/preferences.d\";\n\
-         Dir::Log \"{root}\";\n\
-         APT::Architecture \"amd64\";\n\
-         #clear APT::Architectures;\n\
-         APT::Architectures {{ \"amd64\"; \"i386\"; }};\n\
-         APT::Sandbox::User \"\";\n\
-         Acquire::Languages \"none\";\n\
-         #clear APT::Update::Pre-Invoke;\n\
-         #clear APT::Update::Post-Invoke;\n\
-         #clear APT::Update::Post-Invoke-Success;\n\
-         #clear DPkg::Post-Invoke;\n"
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_metapackage_names_its_kernel() {
-        let show = "Package: linux-image-cloud-amd64\nVersion: 1\nDepends: foo, linux-image-6.1.0-9-cloud-amd64 (= 6.1.9)\n";
-        assert_eq!(kernel_dependency(show), Some("linux-image-6.1.0-9-cloud-amd64"));
-        assert_eq!(kernel_dependency("Package: x\n"), None);
-    }
 
     #[test]
     fn every_guest_is_fetched_by_a_name_with_an_architecture() {

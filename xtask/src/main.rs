@@ -3,11 +3,13 @@
 //! Plain std: every subcommand is a few processes run in order. One thread. Everything that is downloaded goes to the
 //! checkout's `cache/`, nothing is installed on the host.
 
+mod apt;
 mod bench;
 mod boots;
 mod fuzz;
 mod guests;
 mod layers;
+mod rootfs;
 
 use anyhow::{Context, Result, bail};
 use std::env;
@@ -20,6 +22,7 @@ usage: cargo xtask COMMAND
   check                 rustfmt, clippy with warnings denied, the layers of the workspace
   layers                only the layers: which crate may import which
   guests [--for run]    fetches guest kernels and busybox into cache/ (with `--for run`: what `make run` needs)
+  rootfs NAME           a root file system of Debian's programs: jit, programs, node or java
   test                  builds the release binary, fetches the guests, runs all tests
   boots N               Debian's cloud kernel from start to power-off, N times in a row
   bench [--runs N]      boot time and integer loop, Ombra against qemu-system-x86_64 (TCG) where that is installed
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         ["layers"] => layers::check(&root()),
         ["guests"] => guests::fetch(&root(), guests::For::Everything),
         ["guests", "--for", "run"] => guests::fetch(&root(), guests::For::Run),
+        ["rootfs", name] => rootfs::by_name(&root(), name),
         ["test"] => test(),
         ["bench"] => bench::run(&root(), 5),
         ["bench", "--runs", runs] => match runs.parse() {
