@@ -13,12 +13,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("memory", &["x86"]),
     ("engine", &["x86", "memory"]),
     ("interpreter", &["engine", "x86", "memory"]),
+    ("shadow", &["x86", "memory"]),
+    // Never the reverse: the reference does not know its optimiser.
+    ("translator", &["interpreter", "shadow", "engine", "x86", "memory"]),
     ("chipset", &["x86", "memory"]),
     // Never an engine: it holds an `Arc<dyn Engine>` that the binary makes.
     ("machine", &["chipset", "control", "engine", "memory", "x86"]),
-    ("ombra", &["control", "engine", "interpreter", "machine"]),
+    ("ombra", &["control", "engine", "interpreter", "machine", "translator"]),
     // The tests may look everywhere.
-    ("conformance", &["chipset", "control", "engine", "interpreter", "machine", "memory", "x86"]),
+    ("conformance", &["chipset", "control", "engine", "interpreter", "machine", "memory", "translator", "x86"]),
     ("xtask", &[]),
 ];
 

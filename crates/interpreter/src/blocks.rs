@@ -47,6 +47,8 @@ pub(crate) struct Block {
     pub(crate) generation: u32,
     /// For a block that runs over the end of its page: the second page's first byte and its generation.
     pub(crate) second: Option<(RamOffset, u32)>,
+    /// Some instruction of it looks at the vector registers.
+    pub(crate) touches_vector: bool,
 }
 
 impl Block {
@@ -59,7 +61,18 @@ impl Block {
         second: Option<(RamOffset, u32)>,
     ) -> Self {
         let len = bytes.len() as u64;
-        Self { ops, epoch: u64::MAX, successors: [NO_LOOKUP; 2], len, key, bytes, generation, second }
+        let touches_vector = ops.iter().any(Op::touches_vector);
+        Self {
+            touches_vector,
+            ops,
+            epoch: u64::MAX,
+            successors: [NO_LOOKUP; 2],
+            len,
+            key,
+            bytes,
+            generation,
+            second,
+        }
     }
 
     /// What the block takes of the host's memory, the table's share included.

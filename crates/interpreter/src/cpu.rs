@@ -35,6 +35,8 @@ pub(crate) enum Stop {
     Pause,
     /// Delivering an exception failed for the third time.
     TripleFault,
+    /// The block looks at vector registers, which somebody else has; nothing has happened. See [`Cpu::vector_elsewhere`].
+    WantsVector,
 }
 
 impl From<Exception> for Stop {
@@ -111,6 +113,8 @@ pub(crate) struct Cpu {
     pub(crate) state: CpuState,
     /// Instructions completed.
     pub(crate) instructions: u64,
+    /// Another engine has the vector registers; those in [`Cpu::state`] are out of date.
+    pub(crate) vector_elsewhere: bool,
     /// PAUSEs executed: see `misc::pause`.
     pub(crate) pauses: u32,
 
@@ -148,6 +152,7 @@ impl Cpu {
             debug_hits: 0,
             state,
             instructions: 0,
+            vector_elsewhere: false,
             pauses: 0,
             id,
             setup,

@@ -48,6 +48,14 @@ impl Op {
         self.is_one_of(&[Mnemonic::Syscall])
     }
 
+    /// The instruction looks at vector or x87 registers, or is done by the same means as those that do.
+    pub(crate) fn touches_vector(&self) -> bool {
+        self.detail.as_ref().is_some_and(|detail| {
+            vector::handler(&detail.instruction).is_some()
+                || detail.instruction.mnemonic() == Mnemonic::Xgetbv
+        })
+    }
+
     fn is_one_of(&self, mnemonics: &[Mnemonic]) -> bool {
         self.detail.as_ref().is_some_and(|detail| mnemonics.contains(&detail.instruction.mnemonic()))
     }

@@ -7,6 +7,7 @@
 //! | module | what |
 //! |---|---|
 //! | `vcpu` | the engine contract |
+//! | `core` | what a faster engine needs of this one |
 //! | `run` | the main loop: events, blocks, careful single steps |
 //! | `decode`, `blocks`, `op` | bytes to blocks of ops, their cache, the form of an op |
 //! | `cpu` | registers and what follows from them |
@@ -21,6 +22,7 @@
 
 mod access;
 mod blocks;
+mod core;
 mod cpu;
 mod decode;
 mod flags;
@@ -37,4 +39,6 @@ mod vector;
 mod walk;
 mod width;
 
+pub use crate::core::{CodeMode, Core, Mapping, Outcome};
+pub use tlb::Dropped;
 pub use vcpu::{Interpreter, MAX_VCPUS};

@@ -71,7 +71,7 @@ impl InterpretedVcpu {
 
     /// Runs (part of) one block: at most `most` instructions.
     #[inline(always)]
-    fn step(&mut self, most: usize, careful: bool, io: &mut dyn Platform) -> Result<(), Stop> {
+    pub(crate) fn step(&mut self, most: usize, careful: bool, io: &mut dyn Platform) -> Result<(), Stop> {
         let cpu = &mut self.cpu;
         let address = cpu.segment_base[seg::CS].wrapping_add(cpu.rip);
         let address = if cpu.code_size == CodeSize::Bits64 { address } else { address & 0xffff_ffff };
@@ -83,10 +83,18 @@ impl InterpretedVcpu {
             Some(index) if self.blocks.is_current_at(index, &self.cpu.memory) => index,
             _ => match self.next_block(address, context, io)? {
                 Code::Block(index) => index,
-                Code::Uncached(block) => return run_block(&mut self.cpu, &block, most, careful, io),
+                Code::Uncached(block) => {
+                    if self.cpu.vector_elsewhere && block.touches_vector {
+                        return Err(Stop::WantsVector);
+                    }
+                    return run_block(&mut self.cpu, &block, most, careful, io);
+                }
             },
         };
         self.last = index;
+        if self.cpu.vector_elsewhere && self.blocks.get(index).touches_vector {
+            return Err(Stop::WantsVector);
+        }
         run_block(&mut self.cpu, self.blocks.get(index), most, careful, io)
     }
 
@@ -136,9 +144,9 @@ impl InterpretedVcpu {
     }
 
     /// Deals with whatever ended a block early. `Some` ends the run.
-    fn settle(&mut self, stop: Stop, io: &mut dyn Platform) -> Option<Exit> {
+    pub(crate) fn settle(&mut self, stop: Stop, io: &mut dyn Platform) -> Option<Exit> {
         match stop {
-            Stop::Leave | Stop::Pause => None,
+            Stop::Leave | Stop::Pause | Stop::WantsVector => None,
             Stop::Fault(exception) => {
                 tracing::trace!(?exception, rip = self.cpu.rip, cr2 = self.cpu.state.cr2, "exception");
                 self.cpu.raise(exception, io).err().and_then(|stop| self.settle(stop, io))
@@ -153,7 +161,7 @@ impl InterpretedVcpu {
 
     /// What is due between two instructions. `Some` ends the run.
     #[cold]
-    fn attend(&mut self, io: &mut dyn Platform) -> Option<Exit> {
+    pub(crate) fn attend(&mut self, io: &mut dyn Platform) -> Option<Exit> {
         let kicked = self.cpu.kicker.take();
         if kicked {
             self.cpu.special |= special::RECHECK;
@@ -254,7 +262,7 @@ fn leave_block(cpu: &mut Cpu, op: &crate::op::Op, done: usize, stop: Stop) -> Re
     cpu.instructions += done as u64;
     match stop {
         Stop::Leave => cpu.instructions += 1,
-        Stop::Fault(_) | Stop::Pause | Stop::TripleFault => cpu.rip = cpu.current_rip(op),
+        Stop::Fault(_) | Stop::Pause | Stop::TripleFault | Stop::WantsVector => cpu.rip = cpu.current_rip(op),
     }
     Err(stop)
 }

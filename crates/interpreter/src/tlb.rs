@@ -55,7 +55,23 @@ pub(crate) struct Tlb {
     large: (u64, u64),
     sets: Box<[[Entry; ENTRIES]; SETS]>,
     code: Box<[[CodeEntry; CODE_ENTRIES]; 2]>,
+    /// What was dropped since somebody last asked.
+    dropped: Dropped,
 }
+
+/// Which translations the guest has invalidated: for engines that keep some of their own.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Dropped {
+    /// All of them.
+    pub all: bool,
+    /// All but global ones (SDM 3A 4.10.2.4).
+    pub local: bool,
+    /// Those of these linear addresses, global ones too.
+    pub addresses: Vec<u64>,
+}
+
+/// Addresses noted one by one before it is all of them.
+const MOST_ADDRESSES: usize = 64;
 
 /// What a walk found, as a TLB keeps it.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +96,7 @@ impl Tlb {
             large: (u64::MAX, 0),
             sets: Box::new([[none; ENTRIES]; SETS]),
             code: Box::new([[no_code; CODE_ENTRIES]; 2]),
+            dropped: Dropped::default(),
         }
     }
 
@@ -174,6 +191,27 @@ impl Tlb {
 
     /// Drops everything.
     pub(crate) fn flush(&mut self) {
+        self.dropped.all = true;
+        self.forget();
+    }
+
+    /// Drops what a change of address space drops. Global pages might stay, but this TLB doesn't know which they are.
+    pub(crate) fn flush_local(&mut self) {
+        self.dropped.local = true;
+        self.forget();
+    }
+
+    /// Whether anything was dropped since [`Tlb::take_dropped`].
+    pub(crate) fn has_dropped(&self) -> bool {
+        self.dropped.all || self.dropped.local || !self.dropped.addresses.is_empty()
+    }
+
+    /// What was dropped since this was last asked.
+    pub(crate) fn take_dropped(&mut self) -> Dropped {
+        std::mem::take(&mut self.dropped)
+    }
+
+    fn forget(&mut self) {
         self.epoch += 1;
         self.large = (u64::MAX, 0);
         self.generation += 1;
@@ -190,9 +228,14 @@ impl Tlb {
 
     /// Drops the translations of one address, of whatever page size (INVLPG; SDM 3A 4.10.4.1).
     pub(crate) fn flush_address(&mut self, address: u64) {
+        if self.dropped.addresses.len() < MOST_ADDRESSES {
+            self.dropped.addresses.push(address);
+        } else {
+            self.dropped.all = true;
+        }
         if (self.large.0..=self.large.1).contains(&address) {
             // Pieces of the large page may be anywhere.
-            return self.flush();
+            return self.forget();
         }
         self.epoch += 1;
         let page = address & PAGE_MASK;

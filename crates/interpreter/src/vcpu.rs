@@ -30,12 +30,7 @@ impl Engine for Interpreter {
     }
 
     fn create_vcpu(&self, id: VcpuId) -> Result<Box<dyn Vcpu>, EngineError> {
-        let mut cpu = Cpu::new(id, self.setup.clone())?;
-        if id.0 != 0 {
-            cpu.state.activity = Activity::WaitForStartup;
-            cpu.update_mode();
-        }
-        Ok(Box::new(InterpretedVcpu { cpu, blocks: Blocks::new(), last: 0, borrowed: false }))
+        Ok(Box::new(InterpretedVcpu::new(id, self.setup.clone())?))
     }
 }
 
@@ -49,11 +44,27 @@ pub(crate) struct InterpretedVcpu {
     borrowed: bool,
 }
 
-impl Vcpu for InterpretedVcpu {
-    fn run(&mut self, budget: Budget, platform: &mut dyn Platform) -> Result<Exit, EngineError> {
+impl InterpretedVcpu {
+    pub(crate) fn new(id: VcpuId, setup: Setup) -> Result<Self, EngineError> {
+        let mut cpu = Cpu::new(id, setup)?;
+        if id.0 != 0 {
+            cpu.state.activity = Activity::WaitForStartup;
+            cpu.update_mode();
+        }
+        Ok(Self { cpu, blocks: Blocks::new(), last: 0, borrowed: false })
+    }
+
+    /// Takes over what was changed while the state was lent out.
+    pub(crate) fn take_back(&mut self) {
         if std::mem::take(&mut self.borrowed) {
             self.cpu.adopt();
         }
+    }
+}
+
+impl Vcpu for InterpretedVcpu {
+    fn run(&mut self, budget: Budget, platform: &mut dyn Platform) -> Result<Exit, EngineError> {
+        self.take_back();
         let limit = match budget {
             Budget::Unlimited => u64::MAX,
             Budget::Instructions(count) => count,

@@ -38,6 +38,8 @@ pub(crate) struct Walked {
     pub(crate) user_page: bool,
     /// The page is larger than 4 KiB.
     pub(crate) large: bool,
+    /// The page is global.
+    pub(crate) global: bool,
 }
 
 /// The shape of one paging mode.
@@ -69,7 +71,14 @@ impl Cpu {
     ) -> Result<Walked, Stop> {
         if !self.paging() {
             let gpa = Gpa(address & 0xffff_ffff);
-            return Ok(Walked { gpa, may_read: true, may_write: true, user_page: true, large: false });
+            return Ok(Walked {
+                gpa,
+                may_read: true,
+                may_write: true,
+                user_page: true,
+                large: false,
+                global: false,
+            });
         }
         loop {
             // A failed update of an A or D bit means that somebody changed the entry: look again.
@@ -188,6 +197,7 @@ impl Cpu {
                 may_write: intent != Intent::Fetch && may_write && updated & pte::D != 0,
                 user_page,
                 large: level > 1,
+                global: entry & pte::G != 0 && self.state.cr4 & cr4::PGE != 0,
             }));
         }
     }

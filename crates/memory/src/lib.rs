@@ -20,9 +20,12 @@
 //! Threads: everything here may be used by any number of threads at once. No locks, except that a `LOCK`ed access
 //! that crosses a page takes a process-wide one.
 
+mod direct;
+mod log;
 mod map;
 mod raw;
 
+pub use direct::DirectWriter;
 pub use map::{Layout, Region};
 pub use raw::{Ram, RamOffset, Word};
 
@@ -94,8 +97,10 @@ pub struct GuestMemory {
 
 struct Shared {
     layout: Layout,
-    /// Advanced after each advance of any page's generation.
-    epoch: AtomicU64,
+    /// Pages whose generation has advanced, after it has. Its position is the epoch.
+    writes: log::PageLog,
+    /// Who reads and writes RAM by host address.
+    directs: direct::Directs,
 }
 
 const HAS_DERIVED: u8 = 1;
@@ -113,7 +118,7 @@ impl GuestMemory {
             ram: Ram::map(bytes).map_err(map)?,
             flags: raw::Zeroed::map(pages).map_err(map)?,
             pages: raw::Zeroed::map(pages).map_err(map)?,
-            shared: Arc::new(Shared { layout, epoch: AtomicU64::new(0) }),
+            shared: Arc::new(Shared { layout, writes: log::PageLog::new(), directs: direct::Directs::new() }),
         })
     }
 
@@ -235,6 +240,10 @@ impl GuestMemory {
         }
         info.granules.fetch_or(mask, Ordering::SeqCst);
         self.flags.at(frame).store(HAS_DERIVED, Ordering::SeqCst);
+        if info.settled.load(Ordering::Acquire) == 0 {
+            // Perhaps another thread is at it too, but is it done?
+            self.shared.directs.mark(frame);
+        }
         // A writer stores and then looks at the flag, without a fence between. This barrier, run on all threads of the
         // process, makes sure that a store that did not see the flag is visible to the reads that follow here.
         raw::process_barrier();
@@ -252,7 +261,59 @@ impl GuestMemory {
     #[inline]
     #[must_use]
     pub fn epoch(&self) -> u64 {
-        self.shared.epoch.load(Ordering::Acquire)
+        self.shared.writes.position()
+    }
+
+    /// Gives the pages (numbers as of [`RamOffset::frame`]) whose generation has advanced since the epoch `seen` to `each`,
+    /// and sets `seen` to the present epoch. False: there were too many, any page's may have.
+    pub fn written_since(&self, seen: &mut u64, each: impl FnMut(u64)) -> bool {
+        self.shared.writes.read(seen, each)
+    }
+
+    /// Host address of the RAM byte at `at`, for translated code. The rest of its page follows it. Reads and writes by this
+    /// address see and make exactly what [`load`](Self::load) and [`store`](Self::store) do, but for the notice of
+    /// derived bytes: for writing it may be used only as [`enter_direct`](Self::enter_direct) says. Valid while any clone
+    /// of this memory exists.
+    ///
+    /// # Panics
+    /// Beyond the end of RAM.
+    #[must_use]
+    pub fn host_address(&self, at: RamOffset) -> u64 {
+        self.ram.host_address(at)
+    }
+
+    /// Whether anything was ever derived from the page at `at`.
+    #[inline]
+    #[must_use]
+    pub fn is_derived(&self, at: RamOffset) -> bool {
+        self.flags.at(at.frame()).load(Ordering::SeqCst) != 0
+    }
+
+    /// Makes known somebody who will write RAM by host address. `interrupt`, called by any thread, asks it to stop soon.
+    #[must_use]
+    pub fn add_direct_writer(&self, interrupt: Box<dyn Fn() + Send + Sync>) -> Arc<DirectWriter> {
+        self.shared.directs.add(interrupt)
+    }
+
+    /// Before `writer` writes by host addresses: those of pages that were [marked](Self::is_derived) up to the position
+    /// `seen` it has given up. False: more have been marked; look at [`marked_since`](Self::marked_since) and try again.
+    /// After true, [`DirectWriter::leave`] has to follow.
+    #[inline]
+    #[must_use]
+    pub fn enter_direct(&self, writer: &DirectWriter, seen: u64) -> bool {
+        self.shared.directs.enter(writer, seen)
+    }
+
+    /// Gives the pages marked for the first time since position `seen` to `each` and sets `seen` to the present one.
+    /// False: there were too many, any page may have been.
+    pub fn marked_since(&self, seen: &mut u64, each: impl FnMut(u64)) -> bool {
+        self.shared.directs.read(seen, each)
+    }
+
+    /// The present position for [`marked_since`](Self::marked_since).
+    #[must_use]
+    pub fn marks(&self) -> u64 {
+        self.shared.directs.position()
     }
 
     #[inline]
@@ -280,7 +341,7 @@ impl GuestMemory {
                 if info.granules.load(Ordering::Relaxed) & mask != 0 {
                     fence(Ordering::Release);
                     info.generation.fetch_add(1, Ordering::Release);
-                    self.shared.epoch.fetch_add(1, Ordering::Release);
+                    self.shared.writes.push(frame);
                     written = Written::Derived;
                 }
             }

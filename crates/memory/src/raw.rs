@@ -241,6 +241,11 @@ impl Ram {
         unsafe { T::fill_at(pointer, value, count) }
     }
 
+    /// The host address of a byte.
+    pub(crate) fn host_address(&self, at: RamOffset) -> u64 {
+        self.pointer(at, 1) as u64
+    }
+
     /// Bytes backed by the host, or `None` where it doesn't say.
     pub(crate) fn resident(&self) -> Option<u64> {
         let smaps = std::fs::read_to_string("/proc/self/smaps").ok()?;

@@ -67,8 +67,7 @@ impl Cpu {
             self.state.pdptes = pdptes;
         }
         self.state.cr3 = value;
-        // The TLB has no tags, so that it also forgets what bit 63 and global pages would let it keep.
-        self.tlb.flush();
+        self.tlb.flush_local();
         Ok(())
     }
 

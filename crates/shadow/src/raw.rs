@@ -1,0 +1,180 @@
+//! The unsafe part of the virtual TLB: reservations of address space, and the entries in them.
+//!
+//! Entries are plain words that translated code reads on the vCPU's own thread, so Rust's accesses go through raw pointers.
+
+#![expect(unsafe_code, reason = "the tables are mappings that translated code reads")]
+
+use crate::Filled;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use std::fs::File;
+use std::io;
+use std::ptr::{NonNull, null_mut};
+
+/// Bytes of the block that all views of a vCPU share.
+pub const SHARED_BYTES: usize = 512 << 10;
+/// Pages of a 48-bit linear address space.
+const PAGES: usize = 1 << 36;
+const TABLE_BYTES: usize = PAGES * 8;
+const VIEW_BYTES: usize = 2 * TABLE_BYTES + SHARED_BYTES;
+
+/// The block that all views of a vCPU share, and a mapping of it for Rust code.
+pub struct Shared {
+    file: File,
+    base: NonNull<u8>,
+}
+
+// SAFETY: the mapping belongs to this value; what happens in it is the owner's business.
+unsafe impl Send for Shared {}
+
+impl Shared {
+    /// A block of zeros.
+    ///
+    /// # Errors
+    /// The host's, where it refuses memory.
+    pub fn new() -> io::Result<Self> {
+        let file = File::from(memfd_create("ombra-vcpu", MemfdFlags::CLOEXEC)?);
+        ftruncate(&file, SHARED_BYTES as u64)?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches nothing that exists.
+        let base = unsafe {
+            mmap(null_mut(), SHARED_BYTES, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0)
+        }?;
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { file, base })
+    }
+
+    /// The block's first byte. It ends where the views' [origin](View::origin) is.
+    #[must_use]
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this length.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), SHARED_BYTES) };
+    }
+}
+
+/// One guest address space as one kind of access sees it. See the crate's head.
+pub struct View {
+    base: NonNull<u8>,
+    pub(crate) filled: Vec<Filled>,
+    pub(crate) has_large: bool,
+}
+
+// SAFETY: the mapping belongs to this value alone.
+unsafe impl Send for View {}
+
+impl View {
+    /// An empty view.
+    ///
+    /// # Errors
+    /// The host's, where it refuses the address space (1 TiB; a limit on it, or strict overcommit).
+    pub fn new(shared: &Shared) -> io::Result<Self> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches nothing that exists.
+        let base =
+            unsafe { mmap_anonymous(null_mut(), VIEW_BYTES, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
+        let view = Self {
+            base: NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
+            filled: Vec::new(),
+            has_large: false,
+        };
+        // SAFETY: the range has just been mapped. Touched sparsely, it must not be backed by huge pages. Where there
+        // are none, the advice is refused, and not needed. It isn't kept over a fork or in a core file either.
+        unsafe {
+            let _ = madvise(base, VIEW_BYTES, Advice::LinuxNoHugepage);
+            let _ = madvise(base, VIEW_BYTES, Advice::LinuxDontDump);
+        }
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::FIXED);
+        // SAFETY: replaces a part of the mapping made above, which nobody uses yet.
+        unsafe {
+            mmap(base.cast::<u8>().add(TABLE_BYTES).cast(), SHARED_BYTES, protection, flags, &shared.file, 0)
+        }?;
+        Ok(view)
+    }
+
+    /// The host address that GS has to have. The shared block ends here.
+    #[must_use]
+    pub fn origin(&self) -> u64 {
+        self.base.as_ptr() as u64 + (TABLE_BYTES + SHARED_BYTES) as u64
+    }
+
+    fn entry(&self, address: u64, write: bool) -> *mut u64 {
+        let page = (address >> 12) as usize & (PAGES - 1);
+        let offset = if write { TABLE_BYTES - 8 * (page + 1) } else { TABLE_BYTES + SHARED_BYTES + 8 * page };
+        // SAFETY: both expressions are inside the mapping for every page number below PAGES.
+        unsafe { self.base.as_ptr().add(offset).cast() }
+    }
+
+    /// The entry for reads at a linear address.
+    #[must_use]
+    pub fn read_entry(&self, address: u64) -> u64 {
+        // SAFETY: `entry` points into the mapping; only this thread uses it.
+        unsafe { self.entry(address, false).read() }
+    }
+
+    /// The entry for writes at a linear address.
+    #[must_use]
+    pub fn write_entry(&self, address: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe { self.entry(address, true).read() }
+    }
+
+    pub(crate) fn set_read(&mut self, address: u64, value: u64) {
+        // SAFETY: as above.
+        unsafe { self.entry(address, false).write(value) }
+    }
+
+    pub(crate) fn set_write(&mut self, address: u64, value: u64) {
+        // SAFETY: as above.
+        unsafe { self.entry(address, true).write(value) }
+    }
+
+    /// Empties both entries of a page. A table page that was never touched isn't touched by this either, beyond a look.
+    pub(crate) fn clear(&mut self, address: u64) {
+        for write in [false, true] {
+            let entry = self.entry(address, write);
+            // SAFETY: as above.
+            unsafe {
+                if entry.read() != 0 {
+                    entry.write(0);
+                }
+            }
+        }
+    }
+
+    /// A word of the shared block, as this view shows it.
+    ///
+    /// # Panics
+    /// Where `offset` isn't that of an aligned word in the block.
+    #[must_use]
+    pub fn read_shared(&self, offset: usize) -> u64 {
+        // SAFETY: `shared_word` checked the offset.
+        unsafe { self.shared_word(offset).read() }
+    }
+
+    /// Changes a word of the shared block.
+    ///
+    /// # Panics
+    /// As [`View::read_shared`].
+    pub fn write_shared(&self, offset: usize, value: u64) {
+        // SAFETY: `shared_word` checked the offset.
+        unsafe { self.shared_word(offset).write(value) }
+    }
+
+    fn shared_word(&self, offset: usize) -> *mut u64 {
+        assert!(offset.is_multiple_of(8) && offset < SHARED_BYTES, "not a word of the shared block");
+        // SAFETY: just checked.
+        unsafe { self.base.as_ptr().add(TABLE_BYTES + offset).cast() }
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this length; no code runs with this view any more.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), VIEW_BYTES) };
+    }
+}
