@@ -4,6 +4,8 @@
 //! ours that runs a tight integer loop of four instructions, in million instructions a second. Both come from the same
 //! guest, kernel and initramfs. Runs alternate, so that a load on the host falls on both; medians are shown.
 
+mod program;
+
 use crate::guests;
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -30,6 +32,22 @@ const PATIENCE: Duration = Duration::from_secs(300);
 struct Times {
     boot: Duration,
     counting: Duration,
+}
+
+/// The program that measures, below the checkout.
+pub(crate) const PROGRAM: &str = program::SOURCE;
+
+/// Builds the program that measures and says how it is run.
+pub(crate) fn prepare(root: &Path) -> Result<()> {
+    let (program, archive) = program::prepare(root, &guests::cache(root).join("guests"))?;
+    println!(
+        "natively:   {} integer --scale 0.1\nin a guest: ombra run --kernel {} --initramfs {} \\\n            \
+         --cmdline 'console=ttyS0 no_timer_check quiet -- integer --scale 0.1'",
+        program.display(),
+        guests::cache(root).join("guests/cloud/vmlinuz").display(),
+        archive.display()
+    );
+    Ok(())
 }
 
 /// Prints the table.

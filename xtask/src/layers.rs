@@ -21,7 +21,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("machine", &["chipset", "control", "engine", "memory", "x86"]),
     ("ombra", &["control", "engine", "interpreter", "machine", "translator"]),
     // The tests may look everywhere.
-    ("conformance", &["chipset", "control", "engine", "interpreter", "machine", "memory", "translator", "x86"]),
+    (
+        "conformance",
+        &["chipset", "control", "engine", "interpreter", "machine", "memory", "translator", "x86"],
+    ),
     ("xtask", &[]),
 ];
 

@@ -26,6 +26,7 @@ usage: cargo xtask COMMAND
   test                  builds the release binary, fetches the guests, runs all tests
   boots N               Debian's cloud kernel from start to power-off, N times in a row
   bench [--runs N]      boot time and integer loop, Ombra against qemu-system-x86_64 (TCG) where that is installed
+  bench --prepare       builds guests/bench into cache/guests: `bench`, and an initramfs of it, `bench.cpio`
   fuzz oracle [N]       N random cases (default 5000000) on the host CPU against the interpreter
   fuzz TARGET [--seconds N]
                         libFuzzer on a target of fuzz/ for N seconds (default 600); needs a C++ compiler
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         ["rootfs", name] => rootfs::by_name(&root(), name),
         ["test"] => test(),
         ["bench"] => bench::run(&root(), 5),
+        ["bench", "--prepare"] => bench::prepare(&root()),
         ["bench", "--runs", runs] => match runs.parse() {
             Ok(runs) if runs > 0 => bench::run(&root(), runs),
             _ => Err(anyhow::anyhow!("--runs wants a number from 1, not `{runs}`")),
@@ -95,9 +97,9 @@ fn release_binary() -> Result<PathBuf> {
 
 fn check() -> Result<()> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
-    // No package of the workspace: bin/ombra's build script hands it to rustc.
+    // No packages of the workspace: bin/ombra's build script and the bench hand them to rustc.
     run(Command::new("rustfmt")
-        .args(["--edition", "2024", "--check", "guests/init/src/main.rs"])
+        .args(["--edition", "2024", "--check", "guests/init/src/main.rs", bench::PROGRAM])
         .current_dir(root()))?;
     run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
     fuzz::check()?;
