@@ -9,10 +9,10 @@ const fn workload(name: &'static str, iterations: u64, run: fn(u64) -> io::Resul
 }
 
 pub(crate) const WORKLOADS: &[Workload] = &[
-    workload("code-patch", 500_000, patch),
-    workload("code-regenerate", 10_000, regenerate),
+    workload("code-patch", 300_000, patch),
+    workload("code-regenerate", 6000, regenerate),
     workload("code-new", 4000, new),
-    workload("code-data", 100_000, data),
+    workload("code-data", 50_000, data),
 ];
 
 /// A function whose constant is rewritten before each call.
