@@ -108,7 +108,8 @@ mod tests {
                     eprintln!("{name} is skipped: {}", missing.join(" "));
                 }
                 [count, _, sum] => {
-                    assert_eq!((count.as_str(), sum.as_str()), (iterations, checksum), "{name}")
+                    let found = (count.as_str(), sum.as_str());
+                    assert_eq!(found, (iterations, checksum), "{name}");
                 }
                 other => panic!("{name}: {other:?}"),
             }
