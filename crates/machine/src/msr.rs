@@ -288,9 +288,10 @@ fn amd(number: u32, any: Write) -> Option<(u64, Write)> {
     Some(match number {
         msr::MISC_ENABLE => (0, Ignore),
         msr::DEBUG_CTL => (0, Keep(DEBUG_CTL_WRITABLE)),
-        // Counters and their selectors, old and new: KVM and firmware-like code clears them blindly.
-        0xc001_0000..=0xc001_0007 => (0, any),
-        AMD_PERF_CTL0.. if number < AMD_PERF_CTL0 + 12 => (0, any),
+        // Counters and their selectors, old and new: firmware-like code clears them blindly. None counts, and they keep
+        // nothing, by which Linux sees that there is none: it would read them with RDPMC and wait for their NMIs.
+        0xc001_0000..=0xc001_0007 => (0, Ignore),
+        AMD_PERF_CTL0.. if number < AMD_PERF_CTL0 + 12 => (0, Ignore),
         AMD_SYSCFG => (1 << 20, any),
         AMD_HWCR => (HWCR_RESET, any),
         // Both tops of memory: the machine's layout is in the e820 map and nobody derives it from here.
@@ -414,7 +415,8 @@ mod tests {
         assert_eq!(intel.write(msr::ARCH_CAPABILITIES, 0), Err(GpFault));
         assert_eq!(amd.read(msr::ARCH_CAPABILITIES), Err(GpFault));
         for counter in 0..8 {
-            assert_eq!(amd.write(0xc001_0000 + counter, 0), Ok(()));
+            assert_eq!(amd.write(0xc001_0000 + counter, 0xabcd), Ok(()));
+            assert_eq!(amd.read(0xc001_0000 + counter), Ok(0), "counters that keep a value are used");
             assert_eq!(intel.write(0xc001_0000 + counter, 0), Err(GpFault));
         }
         for number in [AMD_HWCR, AMD_SYSCFG, AMD_DE_CFG, msr::UCODE_REV] {
