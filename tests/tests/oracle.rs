@@ -19,10 +19,7 @@ fn random_code_does_on_the_interpreter_what_it_does_on_the_host() {
     for (feature, cases) in &report.features {
         println!("{cases:>8}  {feature}");
     }
-    println!(
-        "{} cases, {} with a known gap, by the host's vector: {:?}",
-        report.cases, report.known, report.vectors
-    );
+    println!("{} cases, by the host's vector: {:?}", report.cases, report.vectors);
     let mut families: Vec<_> = report.families.iter().collect();
     families.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
     assert!(
@@ -41,7 +38,8 @@ fn random_code_does_on_the_interpreter_what_it_does_on_the_host() {
 /// exchanged, flags and order of faults in REP CMPS and SCAS, CALL to an address that isn't canonical, MXCSR after
 /// conversions from memory, registers after a change of TOP, overrides that 64-bit code ignores. Then masked operands: which
 /// elements are looked at, and where a fault is reported; parts of x87 and MMX operands; masks of gathers that fault;
-/// unmasked SIMD exceptions of half precision, of scaling, of approximations; #AC; the order of faults in MOVDIR64B, FXRSTOR
+/// unmasked SIMD exceptions of half precision, of scaling, of approximations, of overflow with a result that a wider exponent
+/// would make exact, of dot products; #AC; the order of faults in MOVDIR64B, FXRSTOR
 /// and ENTER; upper halves of registers that REP uses with 32-bit addresses.
 #[test]
 fn what_the_oracle_found_stays_found() {
@@ -80,6 +78,11 @@ fn what_the_oracle_found_stays_found() {
         Mnemonic::Vaddph,
         Mnemonic::Vrcp14ps,
         Mnemonic::Vreduceps,
+        Mnemonic::Vmulpd,
+        Mnemonic::Vdpps,
+        Mnemonic::Vdppd,
+        Mnemonic::Extrq,
+        Mnemonic::Insertq,
         Mnemonic::Movdir64b,
         Mnemonic::Fxrstor,
         Mnemonic::Enter,

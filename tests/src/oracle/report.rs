@@ -18,8 +18,6 @@ pub struct Report {
     pub features: BTreeMap<String, u64>,
     /// Cases that differed.
     pub mismatches: u64,
-    /// Cases that differed in what is known to be wrong: see [`is_known`].
-    pub known: u64,
     /// The first cases that differed, shrunk, as text.
     pub details: Vec<String>,
     /// How often an instruction was the one that differed.
@@ -124,15 +122,6 @@ pub fn compare(case: &Case, host: &Outcome, engine: &Outcome) -> Vec<Difference>
         });
     }
     all
-}
-
-/// Whether all that differs is a known gap of the interpreter: MXCSR.PE of a #XM for unmasked overflow or underflow, which
-/// tells whether the result would be inexact with a wider exponent (SDM 1 11.5.3; `native/simd.rs` of the interpreter).
-#[must_use]
-pub fn is_known(differences: &[Difference], host: &Outcome, engine: &Outcome) -> bool {
-    let (a, b) = (host.vectors.mxcsr, engine.vectors.mxcsr);
-    let raised = a & !(a >> 7) & 0x18;
-    host.vector == 19 && raised != 0 && a ^ b == 0x20 && differences.iter().all(|one| one.what == "mxcsr")
 }
 
 /// The flags that are undefined where a case ended.

@@ -11,16 +11,19 @@
 //!   vmovups zmm1, [T+..]
 //!   mov   T, [F+gpr]
 //!   mov   rcx, [T+8]
-//!   ldmxcsr [F+mxcsr_in]            ; floating point only: everything masked, sticky flags clear
+//!   ldmxcsr [F+mxcsr_in]            ; floating point only: the guest's
 //!   push  [F+flags]; popfq          ; if it has to do with flags
 //!   THE INSTRUCTION                 ; memory operand: [F]
 //!   pushfq; pop [F+flags]
 //!   stmxcsr [F+mxcsr_out]; ldmxcsr [F+mxcsr_host]
-//!   test  mxcsr_out, mxcsr_trap     ; an unmasked exception: return 1, store nothing
 //!   registers it writes, back
 //!   fxsave64 [F+fx]; fninit
 //!   vzeroupper
 //!   return 0
+//! trap:                             ; floating point only: where an unmasked exception leads
+//!   ldmxcsr [F+mxcsr_host]
+//!   fninit; vzeroupper
+//!   return 1
 //! ```
 //!
 //! A guest RSP operand is replaced by another host register: signals arrive on the host's stack at any time.
@@ -28,7 +31,6 @@
 use super::host::Host;
 use super::plan::MemPlan;
 use super::raw::Frame;
-use super::simd::Behaviour;
 use iced_x86::{
     Code, Encoder, EncodingKind, FlowControl, IcedError, Instruction, InstructionInfoFactory, MemoryOperand,
     Mnemonic as M, OpAccess, OpKind, Register,
@@ -37,11 +39,19 @@ use std::mem::offset_of;
 use x86::state::VectorState;
 
 /// Machine code that keeps to the contract of [`super::raw::Arena::run`]. Only this file makes it.
-pub(super) struct StubCode(Vec<u8>);
+pub(super) struct StubCode {
+    bytes: Vec<u8>,
+    trap: usize,
+}
 
 impl StubCode {
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.0
+        &self.bytes
+    }
+
+    /// Offset of the exit for SIMD exceptions; 0 if the stub raises none.
+    pub(super) fn trap(&self) -> usize {
+        self.trap
     }
 }
 
@@ -65,8 +75,6 @@ pub(super) struct Traits {
     pub(super) waits: bool,
     /// Has to do with MXCSR.
     pub(super) mxcsr: bool,
-    /// What it does with exceptions, if so.
-    pub(super) behaviour: Behaviour,
     /// Writes arithmetic flags, or reads them.
     pub(super) flags: bool,
 }
@@ -211,7 +219,6 @@ impl Rewritten {
             fpu,
             waits: fpu != Fpu::None && !instruction.op_code().is_fpu_no_wait(),
             mxcsr: uses_mxcsr(instruction, fpu, !vectors.is_empty()),
-            behaviour: Behaviour::of(instruction),
             flags,
         };
         Ok(Self { instruction: changed, frame, scratch, gprs, vectors, masks, vex, traits, key })
@@ -291,17 +298,9 @@ impl Rewritten {
             out.put(Instruction::with(Code::Pushfq))?;
             out.put(Instruction::with1(Code::Pop_rm64, at(offset_of!(Frame, flags)))?)?;
         }
-        let mut fault_jump = None;
         if self.traits.mxcsr {
             out.put(Instruction::with1(Code::Stmxcsr_m32, at(offset_of!(Frame, mxcsr_out)))?)?;
             out.put(Instruction::with1(Code::Ldmxcsr_m32, at(offset_of!(Frame, mxcsr_host)))?)?;
-            // The scratch register is free here; the results in the others have to stay.
-            let low = Register::EAX + self.scratch.number() as u32;
-            out.put(Instruction::with2(Code::Mov_r32_rm32, low, at(offset_of!(Frame, mxcsr_out)))?)?;
-            out.put(Instruction::with2(Code::And_r32_rm32, low, at(offset_of!(Frame, mxcsr_trap)))?)?;
-            // jnz rel32
-            out.bytes.extend_from_slice(&[0x0f, 0x85, 0, 0, 0, 0]);
-            fault_jump = Some(out.bytes.len());
         }
         if self.vectors.iter().chain(&self.masks).any(|(_, access)| writes(*access)) {
             out.put(scratch_from(Frame::VECTOR)?)?;
@@ -322,12 +321,13 @@ impl Rewritten {
             out.put(Instruction::with1(Code::Fxsave64_m512byte, at(offset_of!(Frame, fx)))?)?;
         }
         self.finish(&mut out, &saved, 0)?;
-        if let Some(from) = fault_jump {
-            let distance = (out.bytes.len() - from) as u32;
-            out.bytes[from - 4..from].copy_from_slice(&distance.to_le_bytes());
+        let mut trap = 0;
+        if self.traits.mxcsr {
+            trap = out.bytes.len();
+            out.put(Instruction::with1(Code::Ldmxcsr_m32, at(offset_of!(Frame, mxcsr_host)))?)?;
             self.finish(&mut out, &saved, 1)?;
         }
-        Ok(StubCode(out.bytes))
+        Ok(StubCode { bytes: out.bytes, trap })
     }
 
     /// `fninit; vzeroupper; mov eax, result; pop saved; ret`, each where it is due.

@@ -10,10 +10,8 @@
 //! Called by the interpreter for each such instruction after it has asked [`requirements`]. A [`Native`] belongs to
 //! one vCPU and is used by one thread at a time; no locks.
 //!
-//! SIMD exceptions: the instruction runs with everything masked. If it raised what the guest has unmasked, nothing is
-//! stored and the guest gets #XM. Unmasked underflow happens on tininess alone, masked only with inexactness; flush-to-zero
-//! mode shows tininess, so it is on while the guest has underflow unmasked. Half-precision results ignore that mode, so
-//! there an exact tiny result with underflow unmasked goes unnoticed.
+//! SIMD exceptions: the guest's masks are in force while the instruction runs. If it raises one, nothing is stored but the
+//! flags, and the guest gets #XM.
 
 mod compile;
 mod host;
@@ -303,7 +301,7 @@ impl Inner {
             self.load_x87(context.registers().1);
         }
         let completed = if traits.mxcsr {
-            self.run_with_mxcsr(stub, instruction, context)
+            self.run_with_mxcsr(stub, context)
         } else {
             let (gpr, vector) = context.registers();
             self.arena.run(stub.entry, &mut self.frame, gpr, vector)

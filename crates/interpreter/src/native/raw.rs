@@ -1,9 +1,12 @@
-//! The unsafe part of native execution: executable memory, the call into a stub, and CPUID of the host.
+//! The unsafe part of native execution: executable memory, the call into a stub, what becomes of the SIMD exceptions that it
+//! raises (`trap.rs`), and CPUID of the host.
 //!
 //! Used only by the other files of `native`, on the vCPU's thread; no locks. Code memory is W^X: one memory file mapped
 //! twice, once to write and once to run.
 
 #![expect(unsafe_code, reason = "generated code has to be mapped and called somewhere")]
+
+mod trap;
 
 use super::compile::StubCode;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -29,8 +32,6 @@ pub(super) struct Frame {
     pub(super) mxcsr_out: u32,
     /// MXCSR of the host's code.
     pub(super) mxcsr_host: u32,
-    /// Exception flags that make the stub return without storing registers.
-    pub(super) mxcsr_trap: u32,
 }
 
 // SAFETY: the two pointers are only used during `Arena::run`, which sets them.
@@ -47,7 +48,6 @@ impl Frame {
             mxcsr_in: 0x1f80,
             mxcsr_out: 0,
             mxcsr_host: 0x1f80,
-            mxcsr_trap: 0,
         })
     }
 
@@ -60,6 +60,8 @@ impl Frame {
 pub(super) struct Entry {
     generation: u32,
     offset: u32,
+    /// Where the stub goes on after an unmasked SIMD exception; 0: it raises none.
+    trap: u32,
 }
 
 /// The stub was compiled before the arena was last emptied.
@@ -80,6 +82,7 @@ unsafe impl Send for Arena {}
 
 impl Arena {
     pub(super) fn new(len: usize) -> io::Result<Self> {
+        trap::install()?;
         let file = memfd_create("ombra-stubs", MemfdFlags::CLOEXEC)?;
         ftruncate(&file, len as u64)?;
         let map = |prot| {
@@ -112,7 +115,7 @@ impl Arena {
         }
         // SAFETY: the range was just checked; nobody runs code that lies beyond `used`.
         unsafe { self.write.as_ptr().add(self.used).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-        let entry = Entry { generation: self.generation, offset: self.used as u32 };
+        let entry = Entry { generation: self.generation, offset: self.used as u32, trap: code.trap() as u32 };
         self.used = (self.used + bytes.len()).next_multiple_of(16).min(self.len);
         if self.generation > 1 {
             // These addresses may have run before: code changed through another mapping needs a serializing instruction
@@ -128,7 +131,8 @@ impl Arena {
         self.generation = self.generation.wrapping_add(1).max(2);
     }
 
-    /// Runs a stub. True: it completed; false: an unmasked SIMD exception, and no register has been stored.
+    /// Runs a stub. True: it completed; false: an unmasked SIMD exception, no register has been stored, and `mxcsr_out` is
+    /// what the host left.
     pub(super) fn run(
         &self,
         entry: Entry,
@@ -141,13 +145,24 @@ impl Arena {
         }
         frame.gpr = gpr;
         frame.vector = vector;
+        // With all masked nothing is raised, and the handler need not know.
+        let watched = entry.trap != 0 && !(frame.mxcsr_in >> 7) & 0x3f != 0;
+        let start = self.run.as_ptr() as u64 + u64::from(entry.offset);
+        if watched {
+            let mxcsr = &raw mut frame.mxcsr_out;
+            trap::watch(Some(trap::Running { start, resume: start + u64::from(entry.trap), mxcsr }));
+        }
         // SAFETY: an entry of this generation points to a complete stub made by `compile`, which keeps to the System V
-        // ABI, touches only the frame and the registers behind its two pointers, and contains no guest address.
+        // ABI, touches only the frame and the registers behind its two pointers, and contains no guest address. If the
+        // instruction raises a SIMD exception, the handler lets the stub go on at its second exit, which needs only the
+        // frame's register and the stack, both as they were.
         let faulted = unsafe {
-            let stub: extern "sysv64" fn(*mut Frame) -> u32 =
-                std::mem::transmute(self.run.as_ptr().add(entry.offset as usize));
+            let stub: extern "sysv64" fn(*mut Frame) -> u32 = std::mem::transmute(start as *const u8);
             stub(frame)
         };
+        if watched {
+            trap::watch(None);
+        }
         Ok(faulted == 0)
     }
 }
