@@ -734,3 +734,23 @@ fault:  nop
         push    SELECTORS
         push    DATA + 0xffe
         retf
+
+#: case    the immediates of EXTRQ are not fetched by a processor that lacks it
+#: manual  SDM 3A 6.15 interrupt 6
+#: mode    paged32
+#: byte    DATA + 0xffc = 0x66, 0x0f, 0x78, 0xc1
+#: pte     DATA + 0x1000 = 0
+#: ends    #UD
+#: expect  frame.ip = DATA + 0xffc
+        mov     eax, DATA + 0xffc
+        jmp     eax
+
+#: case    its ModRM byte is fetched
+#: manual  SDM 3A 6.15 interrupt 14
+#: mode    paged32
+#: byte    DATA + 0xffd = 0x66, 0x0f, 0x78
+#: pte     DATA + 0x1000 = 0
+#: ends    #PF(0)
+#: expect  cr2 = DATA + 0x1000, frame.ip = DATA + 0xffd
+        mov     eax, DATA + 0xffd
+        jmp     eax

@@ -5,7 +5,7 @@
 
 use crate::blocks::{Block, Key, MAX_OPS};
 use crate::cpu::{CodeSize, Cpu, Step, Stop};
-use crate::length::vex_length;
+use crate::length::{is_sse4a, vex_length};
 use crate::native::StubCell;
 use crate::op::{Detail, Handler, Op, describe};
 use crate::{integer, string, system, vector};
@@ -127,6 +127,10 @@ impl Cpu {
         if first == MAX_BYTES {
             return Ok(single(key, &bytes, generation, None));
         }
+        if is_sse4a(&bytes[..first], key.size) && !self.offers_sse4a() {
+            // #UD, whatever the next page is.
+            return Ok(single(key, &bytes[..first], generation, None));
+        }
         let next_rip = self.rip.wrapping_add(first as u64);
         if key.size != CodeSize::Bits64 && next_rip > u64::from(self.state.segments[seg::CS].limit) {
             // The rest lies beyond the segment, whatever is there.
@@ -141,6 +145,11 @@ impl Cpu {
         let second_generation = self.memory.generation(second);
         self.memory.load_bytes(second, &mut bytes[first..]);
         Ok(single(key, &bytes, generation, Some((second, second_generation))))
+    }
+
+    /// CPUID 8000_0001H.ECX, bit 6 (APM 3 appendix E).
+    fn offers_sse4a(&self) -> bool {
+        self.setup.cpuid.stored(0x8000_0001, 0).ecx & 1 << 6 != 0
     }
 
     /// Decodes one instruction that isn't, or not wholly, in RAM.
@@ -165,6 +174,9 @@ impl Cpu {
             let cut_off = instruction.is_invalid() && vex_length(&bytes[..=count], key.size) > count + 1;
             if decoder.last_error() != DecoderError::NoMoreBytes && !cut_off {
                 break;
+            }
+            if is_sse4a(&bytes[..=count], key.size) && !self.offers_sse4a() {
+                return Ok(single(key, &bytes[..=count], 0, None));
             }
         }
         Ok(single(key, &bytes, 0, None))

@@ -1,4 +1,4 @@
-//! How long undefined VEX and EVEX instructions are.
+//! How long undefined instructions are where iced doesn't say.
 //!
 //! Called by `decode.rs` for what iced calls invalid. A processor takes an instruction in to its end before it raises #UD:
 //! bytes past a page's end are fetched, and more than 15 are #GP(0). Left out: immediates of maps 1 and 2 where the opcode is
@@ -9,11 +9,7 @@ use crate::cpu::CodeSize;
 /// The length of the VEX or EVEX instruction that starts `bytes`, from the bytes there are; 0 if it is something else.
 pub(crate) fn vex_length(bytes: &[u8], size: CodeSize) -> usize {
     let long = size == CodeSize::Bits64;
-    let is_prefix = |byte: u8| {
-        matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
-            || long && byte & 0xf0 == 0x40
-    };
-    let start = bytes.iter().take_while(|byte| is_prefix(**byte)).count();
+    let start = prefixes(bytes, size);
     let byte = |at: usize| bytes.get(start + at).copied();
     // LES, LDS and BOUND with a memory operand outside 64-bit mode.
     let is_vex = |second: Option<u8>| long || second.is_some_and(|byte| byte >= 0xc0);
@@ -34,6 +30,23 @@ pub(crate) fn vex_length(bytes: &[u8], size: CodeSize) -> usize {
         len += operand_bytes(modrm, byte(head + 2), small);
     }
     len + usize::from(map == 3 || map == 1 && matches!(opcode, 0x70..=0x73 | 0xc2 | 0xc4..=0xc6))
+}
+
+/// Whether `bytes` start EXTRQ or INSERTQ with immediates. A processor without SSE4A knows that it is undefined when it has
+/// seen the ModRM byte, and doesn't take in the immediates.
+pub(crate) fn is_sse4a(bytes: &[u8], size: CodeSize) -> bool {
+    let (prefixes, rest) = bytes.split_at(prefixes(bytes, size));
+    let mandatory = prefixes.iter().any(|byte| matches!(byte, 0x66 | 0xf2));
+    mandatory && matches!(rest, [0x0f, 0x78, 0xc0..=0xff, ..])
+}
+
+/// How many prefix bytes `bytes` start with.
+fn prefixes(bytes: &[u8], size: CodeSize) -> usize {
+    let is_prefix = |byte: u8| {
+        matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+            || size == CodeSize::Bits64 && byte & 0xf0 == 0x40
+    };
+    bytes.iter().take_while(|byte| is_prefix(**byte)).count()
 }
 
 /// The bytes of SIB and displacement. `small`: 16-bit addresses.
@@ -69,5 +82,17 @@ mod tests {
         assert_eq!(length(&[0xc5, 0xf8, 0x77]), 3);
         assert_eq!(length(&[0x0f, 0x0b]), 0);
         assert_eq!(vex_length(&[0xc5, 0x00], CodeSize::Bits32), 0);
+    }
+
+    #[test]
+    fn sse4a_is_known_by_its_first_bytes() {
+        assert!(is_sse4a(&[0x66, 0x41, 0x0f, 0x78, 0xc1], CodeSize::Bits64));
+        assert!(is_sse4a(&[0xf2, 0x0f, 0x78, 0xd3, 4], CodeSize::Bits32));
+        assert!(!is_sse4a(&[0x66, 0x0f, 0x78], CodeSize::Bits64), "no ModRM byte yet");
+        assert!(!is_sse4a(&[0x0f, 0x78, 0xc1], CodeSize::Bits64), "VMREAD");
+        assert!(
+            !is_sse4a(&[0x66, 0x0f, 0x79, 0xc1], CodeSize::Bits64),
+            "the form with a register has no immediates"
+        );
     }
 }

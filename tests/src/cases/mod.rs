@@ -36,6 +36,8 @@ pub fn cpuid() -> Cpuid {
     let mut table = host_cpuid();
     let highest = table.leaf_mut(0, 0);
     highest.eax = highest.eax.max(0xd);
+    // GenuineIntel on every host: what vendors do differently is a matter of the case.
+    (highest.ebx, highest.edx, highest.ecx) = (0x756e_6547, 0x4965_6e69, 0x6c65_746e);
     let one = table.leaf_mut(1, 0);
     // PCID, x2APIC, XSAVE; VME, DE, PSE, TSC, MSR, PAE, CX8, APIC, SEP, PGE, CMOV, PAT, PSE-36, CLFLUSH.
     one.ecx |= 1 << 17 | 1 << 21 | 1 << 26;
@@ -47,7 +49,10 @@ pub fn cpuid() -> Cpuid {
     let extended = table.leaf_mut(0x8000_0000, 0);
     extended.eax = extended.eax.max(0x8000_0008);
     // SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
-    table.leaf_mut(0x8000_0001, 0).edx |= 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
+    let more = table.leaf_mut(0x8000_0001, 0);
+    more.edx |= 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29;
+    // SSE4a is AMD's, and decides what is fetched.
+    more.ecx &= !(1 << 6);
     let widths = table.leaf_mut(0x8000_0008, 0);
     widths.eax = widths.eax & !0xffff | 57 << 8 | 46;
     table
