@@ -14,3 +14,12 @@ use engine::{Engine, EngineError, Setup};
 pub fn interpreter(setup: Setup) -> Result<Box<dyn Engine>, EngineError> {
     Ok(Box::new(interpreter::Interpreter::new(setup)?))
 }
+
+/// Makes the translator, so that it translates whatever it meets for the first time.
+///
+/// # Errors
+/// As [`translator::Translator::new`].
+pub fn translator(setup: Setup) -> Result<Box<dyn Engine>, EngineError> {
+    let options = translator::Options { hot: 1, ..translator::Options::default() };
+    Ok(Box::new(translator::Translator::new(setup, options)?))
+}

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 /// The engines that are judged, by name.
-const ENGINES: &[(&str, Make)] = &[("interpreter", conformance::interpreter)];
+const ENGINES: &[(&str, Make)] = &[("interpreter", conformance::interpreter), ("translator", conformance::translator)];
 
 type Make = fn(Setup) -> Result<Box<dyn Engine>, EngineError>;
 

@@ -254,17 +254,20 @@ impl Core {
         })
     }
 
-    /// Where in RAM the code at a linear address lies. `None` where fetching faults (nothing has happened then), or it isn't RAM.
-    pub fn code_at(&mut self, address: u64, io: &mut dyn Platform) -> Option<RamOffset> {
+    /// What the code at a linear address lies in, for an engine that caches translations of its own: the page in RAM, whether it is
+    /// global, whether it is large. `None` where fetching faults (nothing has happened then), or it isn't RAM.
+    pub fn map_code(&mut self, address: u64, io: &mut dyn Platform) -> Option<Mapping> {
         let cpu = self.cpu();
-        let cr2 = cpu.state.cr2;
-        match cpu.fetch_target(address, io) {
-            Ok(at) => at,
-            Err(_) => {
-                cpu.state.cr2 = cr2;
-                None
-            }
+        if cpu.long_mode && !cpu.is_canonical(address) {
+            return None;
         }
+        let cr2 = cpu.state.cr2;
+        let Ok(walked) = cpu.walk(address, Intent::Fetch, Actor::Explicit, io) else {
+            cpu.state.cr2 = cr2;
+            return None;
+        };
+        let ram = cpu.page_in_ram(walked.gpa)?;
+        Some(Mapping { ram, read: false, write: false, global: walked.global, large: walked.large })
     }
 
     /// Whether the guest has invalidated translations since [`Core::take_dropped`].

@@ -1,0 +1,128 @@
+//! The block of memory that translated code and Rust share: registers, constants, and small tables.
+//!
+//! It is the [`shadow::Shared`] block, which ends where the host's GS base points while translated code runs, so each
+//! field has a fixed displacement from GS: [`gs`] of its offset in the block. One vCPU's thread uses it; no locks.
+
+use shadow::SHARED_BYTES;
+use std::mem::offset_of;
+
+/// What translated code needs at fixed places. All fields are plain data.
+#[repr(C)]
+pub(crate) struct Context {
+    /// Guest general registers, in encoding order. While translated code runs, only those without a host register of their own
+    /// are current.
+    pub(crate) gpr: [u64; 16],
+    /// Arithmetic flags and DF, as PUSHF of the host stores them, while Rust runs.
+    pub(crate) flags: u64,
+    /// All flags but the arithmetic ones, DF and IF, with bit 1 set.
+    pub(crate) system_flags: u64,
+    /// RFLAGS.IF in its place, or 0.
+    pub(crate) interrupt_flag: u64,
+    /// Not zero: no event can be waiting for IF to be set.
+    pub(crate) calm: u64,
+    /// The kicker's word: zero asks translated code to stop.
+    pub(crate) proceed: u64,
+    /// Rust's stack pointer, while translated code runs.
+    pub(crate) host_rsp: u64,
+    /// Where the stack of host return addresses starts: a slot with the address of a stub for returns that find nothing.
+    pub(crate) stack_base: u64,
+    /// Where to enter translated code.
+    pub(crate) target: u64,
+    /// Why translated code stopped: an [`ExitReason`](crate::stubs::ExitReason).
+    pub(crate) reason: u64,
+    /// What goes with the reason: the number of a link or a block, or a host address.
+    pub(crate) argument: u64,
+    /// The translator's scratch registers R10 and R11 when it stopped.
+    pub(crate) r10: u64,
+    pub(crate) r11: u64,
+    /// The guest instruction of the last RET, as a block's number and an offset in it.
+    pub(crate) last_return: u64,
+    /// Host address of `fill`, and what it is called with.
+    pub(crate) fill: u64,
+    pub(crate) vcpu: u64,
+    /// Mask that makes a page number of a linear address.
+    pub(crate) page_mask: u64,
+    /// Masks that make zero of the last byte's offset in its page where an access of 2 << n bytes may cross pages.
+    pub(crate) cross_masks: [u64; 6],
+    /// 0xfff.
+    pub(crate) offset_mask: u64,
+    /// Bit 63.
+    pub(crate) sign_mask: u64,
+    /// What is left of the instruction budget.
+    pub(crate) left: u64,
+    /// Mask that makes a slot of the tables of indirect targets.
+    pub(crate) target_mask: u64,
+    /// Segment bases in force.
+    pub(crate) segment_base: [u64; 6],
+    /// Guest TSC minus host TSC.
+    pub(crate) tsc_offset: u64,
+    /// GS bases of the views: user, supervisor, supervisor with SMAP lifted.
+    pub(crate) views: [u64; 3],
+    /// Not zero: the vector registers are the guest's.
+    pub(crate) vector_ready: u64,
+    /// Not zero: `xsave` holds the guest's vector registers (when they aren't in the CPU).
+    pub(crate) vector_saved: u64,
+    /// XSAVE components that are switched.
+    pub(crate) xsave_mask: u64,
+    /// MXCSR of Rust code.
+    pub(crate) host_mxcsr: u64,
+}
+
+/// Offset in the shared block of the vector registers' XSAVE image (standard format), 64-byte aligned.
+pub(crate) const XSAVE: usize = 4096;
+/// Room for it.
+pub(crate) const XSAVE_BYTES: usize = 4096;
+/// Cells, one of 4 bytes for each translated page: not zero while the page is mapped where it was translated.
+pub(crate) const CELLS: usize = 16 << 10;
+/// How many.
+pub(crate) const CELL_COUNT: usize = 8192;
+/// Two tables of indirect targets, for user and supervisor code: negated linear addresses, and host addresses.
+pub(crate) const TARGETS: usize = 64 << 10;
+/// Slots of such a table.
+pub(crate) const TARGET_SLOTS: usize = 8192;
+const TABLE_BYTES: usize = TARGET_SLOTS * 8;
+
+/// Offset of the negated addresses of one table.
+pub(crate) const fn target_tags(user: bool) -> usize {
+    TARGETS + if user { 2 * TABLE_BYTES } else { 0 }
+}
+
+/// Offset of the host addresses of one table.
+pub(crate) const fn target_hosts(user: bool) -> usize {
+    target_tags(user) + TABLE_BYTES
+}
+
+const _: () = assert!(size_of::<Context>() <= XSAVE);
+const _: () = assert!(CELLS + 4 * CELL_COUNT <= TARGETS && target_hosts(true) + TABLE_BYTES <= SHARED_BYTES);
+
+/// The displacement from GS of an offset in the shared block.
+pub(crate) const fn gs(offset: usize) -> i32 {
+    offset as i32 - SHARED_BYTES as i32
+}
+
+/// The displacement of guest register `index`.
+pub(crate) const fn gpr(index: usize) -> i32 {
+    gs(offset_of!(Context, gpr) + 8 * index)
+}
+
+/// The displacement of a page's cell.
+pub(crate) const fn cell(index: u32) -> i32 {
+    gs(CELLS + 4 * index as usize)
+}
+
+/// The displacement of the mask for crossing accesses of `bytes`, a power of two from 2 to 64.
+pub(crate) const fn cross_mask(bytes: u32) -> i32 {
+    gs(offset_of!(Context, cross_masks) + 8 * (bytes.trailing_zeros() as usize - 1))
+}
+
+/// The displacement of a segment's base.
+pub(crate) const fn segment_base(index: usize) -> i32 {
+    gs(offset_of!(Context, segment_base) + 8 * index)
+}
+
+macro_rules! field {
+    ($name:ident) => {
+        $crate::context::gs(std::mem::offset_of!($crate::context::Context, $name))
+    };
+}
+pub(crate) use field;

@@ -1,0 +1,163 @@
+//! The memory operand: its linear address, the check that it doesn't cross a page, the look-up in the view.
+
+use super::{Emitter, Island, NotEmitted, host, number};
+use crate::asm::*;
+use crate::context::{cross_mask, field, gs, segment_base};
+use iced_x86::{Instruction, Register};
+use shadow::SHARED_BYTES;
+use x86::state::seg;
+
+/// A linear address in a host register.
+#[derive(Clone, Copy)]
+pub(super) struct Address {
+    pub(super) reg: Reg,
+    /// Its value, where it is known.
+    known: Option<u64>,
+}
+
+impl Emitter<'_> {
+    /// Whether the operand's form and segment can be emitted. To be asked before anything is written.
+    pub(super) fn can_address(&self, instruction: &Instruction) -> Result<(), NotEmitted> {
+        let mode = self.request.mode;
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        if index.is_vector_register() || base.size() == 2 || index.size() == 2 {
+            return Err(NotEmitted);
+        }
+        if base == Register::None && index == Register::None && instruction.memory_displ_size() == 2 {
+            return Err(NotEmitted);
+        }
+        let slot = match instruction.memory_segment() {
+            Register::FS => seg::FS,
+            Register::GS => seg::GS,
+            _ if mode.long => return Ok(()),
+            Register::ES => seg::ES,
+            Register::CS => seg::CS,
+            Register::SS => seg::SS,
+            _ => seg::DS,
+        };
+        if mode.flat >> slot & 1 != 0 { Ok(()) } else { Err(NotEmitted) }
+    }
+
+    /// Emits the computation of the operand's linear address. Uses R11 and RCX. `pushed`: bytes to add where the base is RSP.
+    pub(super) fn address(&mut self, instruction: &Instruction, pushed: i32) -> Address {
+        let base_slot = match instruction.memory_segment() {
+            Register::FS => Some(seg::FS),
+            Register::GS => Some(seg::GS),
+            _ => None,
+        };
+        let address = self.offset(instruction, pushed);
+        let Some(slot) = base_slot else { return address };
+        self.asm.load_gs(RCX, segment_base(slot));
+        let sum = Mem::sum(RCX, address.reg);
+        if self.request.mode.long {
+            self.asm.lea(R11, sum)
+        } else {
+            self.asm.lea32(R11, sum)
+        }
+        Address { reg: R11, known: None }
+    }
+
+    /// Emits the computation of the operand's offset in its segment.
+    fn offset(&mut self, instruction: &Instruction, pushed: i32) -> Address {
+        let long = self.request.mode.long;
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        let displacement = instruction.memory_displacement64();
+        if base == Register::None && index == Register::None || matches!(base, Register::RIP | Register::EIP)
+        {
+            // Iced has added RIP already.
+            // Iced gives a lone displacement 8 bytes where the address size is 64.
+            let narrow = !long
+                || base == Register::EIP
+                || base == Register::None && instruction.memory_displ_size() == 4;
+            let value = if narrow { displacement & 0xffff_ffff } else { displacement };
+            self.asm.mov_immediate(R11, value);
+            return Address { reg: R11, known: Some(value) };
+        }
+        let mem = self.register_operand(instruction, pushed);
+        let narrow = !long || base.size() == 4 || base == Register::None && index.size() == 4;
+        if narrow {
+            self.asm.lea32(R11, mem);
+            return Address { reg: R11, known: None };
+        }
+        if let Mem::At { base: Some(reg), index: None, disp: 0 } = mem {
+            return Address { reg, known: None };
+        }
+        self.asm.lea(R11, mem);
+        Address { reg: R11, known: None }
+    }
+
+    /// The operand's registers and displacement in host registers, for LEA. Loads into R11 and RCX what has no host register.
+    pub(super) fn register_operand(&mut self, instruction: &Instruction, pushed: i32) -> Mem {
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        let mut disp = instruction.memory_displacement64() as i32;
+        if base.full_register() == Register::RSP {
+            disp = disp.wrapping_add(pushed);
+        }
+        let base = (base != Register::None).then(|| self.read_guest(number(base), R11));
+        let index = (index != Register::None)
+            .then(|| (self.read_guest(number(index), RCX), instruction.memory_index_scale() as u8));
+        Mem::At { base, index, disp }
+    }
+
+    /// Emits checks and look-up for an access of `bytes` at `address`. Afterwards RCX is what has to be added to the address. R10
+    /// is kept.
+    pub(super) fn look_up(&mut self, address: Address, bytes: u32, write: bool) {
+        let Address { reg, known } = address;
+        let may_cross = match known {
+            Some(value) => value & 0xfff > 0x1000 - u64::from(bytes),
+            None => bytes > 1,
+        };
+        if may_cross {
+            // Not zero where the last byte isn't among the first ones of a page.
+            self.asm.lea(RCX, Mem::near(reg, bytes as i32 - 1));
+            self.asm.pext(RCX, RCX, cross_mask(bytes.next_power_of_two()));
+            let from = self.asm.jrcxz();
+            let back = self.asm.len();
+            self.islands.push(Island {
+                from,
+                address: reg,
+                stub: self.request.stubs.cross,
+                back,
+                guest: self.guest,
+            });
+        }
+        let back = self.asm.len();
+        self.asm.pext(RCX, reg, field!(page_mask));
+        let stub = if write {
+            self.asm.not(RCX);
+            self.asm.load(Size::B8, RCX, Mem::GsTable(RCX, -(SHARED_BYTES as i32)));
+            self.request.stubs.fill_write
+        } else {
+            self.asm.load(Size::B8, RCX, Mem::GsTable(RCX, 0));
+            self.request.stubs.fill_read
+        };
+        let from = self.asm.jrcxz();
+        self.islands.push(Island { from, address: reg, stub, back, guest: self.guest });
+    }
+
+    /// The address of the stack's top plus `disp`, in R11 or in the register itself.
+    pub(super) fn stack_address(&mut self, disp: i32) -> Address {
+        let rsp = host(4).expect("RSP has a host register");
+        if !self.request.mode.long {
+            self.asm.lea32(R11, Mem::near(rsp, disp));
+        } else if disp != 0 {
+            self.asm.lea(R11, Mem::near(rsp, disp));
+        } else {
+            return Address { reg: rsp, known: None };
+        }
+        Address { reg: R11, known: None }
+    }
+
+    /// An address that is in a guest register.
+    pub(super) fn register_address(&mut self, index: usize) -> Address {
+        if !self.request.mode.long {
+            let reg = self.read_guest(index, R11);
+            self.asm.mov32(R11, reg);
+            return Address { reg: R11, known: None };
+        }
+        let reg = self.read_guest(index, R11);
+        Address { reg, known: None }
+    }
+}
+
+const _: () = assert!(gs(SHARED_BYTES) == 0);

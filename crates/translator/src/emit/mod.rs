@@ -1,0 +1,392 @@
+//! From guest instructions to host code: one block at a time.
+//!
+//! What an instruction becomes depends on its kind:
+//!
+//! | module | instructions |
+//! |---|---|
+//! | `plain` | everything that is run as itself, with rewritten registers and memory operand |
+//! | `memory` | the memory operand: linear address, page-crossing check, look-up in the view |
+//! | `stack` | PUSH, POP, LEAVE and their like |
+//! | `flow` | jumps, calls, returns; links between blocks |
+//!
+//! An instruction without an emitter ends its block with a call of the `interpret` stub: the reference engine executes it.
+//!
+//! Registers: most guest registers live in a host register of their own ([`host`]); R9, R10, R11 and R15 live in the context. RCX, R10
+//! and R11 of the host are scratch; between guest instructions nothing is in them. Flags are the guest's at every instruction
+//! boundary *and at every point where a guest instruction may fault or leave*, so nothing that is inserted changes them.
+//! Nothing architectural changes before the last point of an instruction that may fault or leave: it can always be
+//! executed anew by the reference.
+
+mod flow;
+mod memory;
+mod plain;
+mod stack;
+
+use crate::asm::*;
+use crate::context::{cell, field, gpr};
+use crate::stubs::{ExitReason, Stubs};
+use iced_x86::{
+    Decoder, DecoderOptions, Encoder, FlowControl, Instruction, InstructionInfoFactory, Register,
+};
+
+/// The host register of guest register `index`, if it has one.
+pub(crate) const fn host(index: usize) -> Option<Reg> {
+    match index {
+        1 => Some(R9),
+        4 => Some(R15),
+        9 | 10 | 11 | 15 => None,
+        _ => Some(Reg(index as u8)),
+    }
+}
+
+/// What a translation depends on besides the code bytes. Blocks of different modes are different blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Mode {
+    /// 64-bit code; else 32-bit code with a 32-bit stack.
+    pub(crate) long: bool,
+    /// CPL 3; else CPL 0.
+    pub(crate) user: bool,
+    /// Bit n: segment register n needs no checks and has base 0 (FS, GS: any base).
+    pub(crate) flat: u8,
+    /// Which instructions on vector registers are enabled: nothing, x87 and SSE, AVX, AVX-512.
+    pub(crate) vector: VectorLevel,
+    /// Instructions are counted and the budget is looked at.
+    pub(crate) counted: bool,
+}
+
+/// See [`Mode::vector`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) enum VectorLevel {
+    None,
+    Sse,
+    Avx,
+    Avx512,
+}
+
+/// A block to translate.
+pub(crate) struct Request<'a> {
+    /// Code from the block's first byte, at most to the end of its page.
+    pub(crate) bytes: &'a [u8],
+    /// RIP of the first byte.
+    pub(crate) rip: u64,
+    pub(crate) mode: Mode,
+    pub(crate) stubs: &'a Stubs,
+    /// Where the code will run.
+    pub(crate) base: u64,
+    /// Number of the page's cell.
+    pub(crate) cell: u32,
+    /// Number of the block.
+    pub(crate) block: u32,
+    /// Number of its first link.
+    pub(crate) first_link: u32,
+}
+
+/// Where a guest instruction starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Mark {
+    /// Offset in the host code.
+    pub(crate) host: u32,
+    /// Offset in the guest code.
+    pub(crate) guest: u16,
+}
+
+/// A direct jump out of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LinkSite {
+    /// Offset in the host code of the 32-bit displacement.
+    pub(crate) jump: u32,
+    /// Offset of the stub that it goes to while it isn't linked.
+    pub(crate) stub: u32,
+    /// Guest address that it leads to.
+    pub(crate) target: u64,
+}
+
+/// A translated block.
+pub(crate) struct Translation {
+    pub(crate) code: Vec<u8>,
+    /// Offset of the entry for those who know that the page is mapped.
+    pub(crate) body: u32,
+    pub(crate) marks: Vec<Mark>,
+    pub(crate) links: Vec<LinkSite>,
+    /// Guest bytes.
+    pub(crate) len: u16,
+    /// Guest instructions.
+    pub(crate) instructions: u16,
+    /// The last of them is for the reference engine.
+    pub(crate) ends_interpreted: bool,
+}
+
+/// Most instructions in a block.
+const MAX_INSTRUCTIONS: u16 = 64;
+
+/// How an instruction was emitted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Flow {
+    /// The next one follows.
+    Next,
+    /// The block ends here.
+    End,
+}
+
+/// There is no emitter for the instruction, or not for this form of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct NotEmitted;
+
+type Emitted = Result<Flow, NotEmitted>;
+
+/// A piece of code that is rarely run, written near its use and jumped over.
+#[derive(Clone, Copy)]
+struct Island {
+    from: Hole8,
+    /// Holds the linear address.
+    address: Reg,
+    stub: u64,
+    /// Offset to go on at.
+    back: usize,
+    /// Offset of the guest instruction that it belongs to.
+    guest: u16,
+}
+
+struct Emitter<'a> {
+    request: &'a Request<'a>,
+    asm: Asm,
+    islands: Vec<Island>,
+    marks: Vec<Mark>,
+    links: Vec<LinkSite>,
+    /// Offset of the running guest instruction.
+    guest: u16,
+    /// Jumps to links' stubs that are written at the end: link number here, reason.
+    late: Vec<(LateJump, usize, ExitReason)>,
+    encoder: Encoder,
+    info: InstructionInfoFactory,
+    /// A short jump turned out too far: the block can't be emitted like this.
+    broken: bool,
+}
+
+enum LateJump {
+    /// A link's own 32-bit displacement at this offset.
+    Near(usize),
+    /// An island that has to jump on.
+    Short(Hole8),
+}
+
+/// Translates a block. `None` where there is nothing to run: the first instruction is for the reference engine, or isn't whole.
+pub(crate) fn translate(request: &Request<'_>) -> Option<Translation> {
+    let emitter = Emitter {
+        request,
+        asm: Asm::new(request.base),
+        islands: Vec::new(),
+        marks: Vec::new(),
+        links: Vec::new(),
+        late: Vec::new(),
+        guest: 0,
+        encoder: Encoder::new(64),
+        info: InstructionInfoFactory::new(),
+        broken: false,
+    };
+    emitter.block()
+}
+
+impl Emitter<'_> {
+    fn block(mut self) -> Option<Translation> {
+        let Request { bytes, rip, mode, .. } = *self.request;
+        let bitness = if mode.long { 64 } else { 32 };
+        let mut decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
+        let mut instructions = Vec::new();
+        let mut uses_vector = false;
+        while decoder.can_decode() && instructions.len() < usize::from(MAX_INSTRUCTIONS) {
+            let instruction = decoder.decode();
+            if instruction.is_invalid() {
+                break;
+            }
+            uses_vector |= plain::is_vector(&instruction);
+            let ends = instruction.flow_control() != FlowControl::Next;
+            instructions.push(instruction);
+            if ends {
+                break;
+            }
+        }
+
+        // Entered by those who don't know that the page is still mapped here.
+        self.asm.load_gs32(RCX, cell(self.request.cell));
+        let stale = self.asm.jrcxz();
+        let body = self.asm.len();
+        let vector = uses_vector && mode.vector != VectorLevel::None;
+        let mut vector_hole = None;
+        let mut vector_back = 0;
+        if vector {
+            self.asm.load_gs32(RCX, field!(vector_ready));
+            vector_hole = Some(self.asm.jrcxz());
+            vector_back = self.asm.len();
+        }
+        let mut budget_hole = None;
+        let count_at = self.asm.len() + 9;
+        if mode.counted {
+            // left - n: negative?
+            self.asm.load_gs(RCX, field!(left));
+            self.asm.lea(RCX, Mem::near(RCX, -0x1000));
+            self.asm.mov(R10, RCX);
+            self.asm.pext(RCX, RCX, field!(sign_mask));
+            self.asm.lea(RCX, Mem::near(RCX, -1));
+            budget_hole = Some(self.asm.jrcxz());
+            self.asm.store_gs(field!(left), R10);
+        }
+        let over = self.asm.jump_short();
+        if let Some(hole) = budget_hole {
+            self.must_reach(hole);
+            self.exit_block(ExitReason::Budget);
+        }
+        self.must_reach(stale);
+        self.exit_block(ExitReason::Stale);
+        if let Some(hole) = vector_hole {
+            self.must_reach(hole);
+            let block = self.request.block as i32;
+            self.asm.store_immediate(Size::B8, Mem::Gs(field!(argument)), block);
+            self.asm.call(self.request.stubs.vector);
+            self.asm.jump_back(vector_back);
+        }
+        self.must_reach(over);
+
+        let mut len = 0;
+        let mut count = 0;
+        let mut ended = false;
+        let mut ends_interpreted = false;
+        for instruction in &instructions {
+            self.make_room();
+            self.guest = len;
+            self.marks.push(Mark { host: self.asm.len() as u32, guest: len });
+            let before = (self.asm.len(), self.islands.len(), self.late.len(), self.links.len());
+            match self.instruction(instruction) {
+                Ok(flow) => {
+                    len += instruction.len() as u16;
+                    count += 1;
+                    if flow == Flow::End {
+                        ended = true;
+                        break;
+                    }
+                }
+                Err(NotEmitted) => {
+                    // Emitters decide before they write.
+                    debug_assert_eq!(
+                        before,
+                        (self.asm.len(), self.islands.len(), self.late.len(), self.links.len())
+                    );
+                    if count == 0 {
+                        return None;
+                    }
+                    self.asm.call(self.request.stubs.interpret);
+                    // Its bytes count: they decide what it is.
+                    len += instruction.len() as u16;
+                    count += 1;
+                    (ended, ends_interpreted) = (true, true);
+                    break;
+                }
+            }
+        }
+        if count == 0 {
+            return None;
+        }
+        if !ended {
+            let next = self.wrap(rip.wrapping_add(u64::from(len)));
+            self.link_jump(next);
+        }
+        self.finish_islands();
+        self.finish_links();
+        if self.broken {
+            return None;
+        }
+        if mode.counted {
+            self.asm.set_displacement(count_at, -i32::from(if ends_interpreted { count - 1 } else { count }));
+        }
+        Some(Translation {
+            code: self.asm.bytes().to_vec(),
+            body: body as u32,
+            marks: self.marks,
+            links: self.links,
+            len,
+            instructions: count,
+            ends_interpreted,
+        })
+    }
+
+    fn instruction(&mut self, instruction: &Instruction) -> Emitted {
+        if instruction.flow_control() != FlowControl::Next {
+            return self.flow(instruction);
+        }
+        if instruction.is_stack_instruction() {
+            return self.stack(instruction);
+        }
+        self.plain(instruction)
+    }
+
+    /// A guest address as wide as the mode's.
+    fn wrap(&self, address: u64) -> u64 {
+        if self.request.mode.long { address } else { address & 0xffff_ffff }
+    }
+
+    fn must_reach(&mut self, hole: Hole8) {
+        if !self.asm.fill(hole) {
+            self.broken = true;
+        }
+    }
+
+    /// Leaves with the block's number.
+    fn exit_block(&mut self, reason: ExitReason) {
+        self.asm.store_immediate(Size::B8, Mem::Gs(field!(argument)), self.request.block as i32);
+        self.asm.store_immediate(Size::B8, Mem::Gs(field!(reason)), reason as i32);
+        self.asm.jump(self.request.stubs.exit);
+    }
+
+    /// Before an instruction is emitted: writes the waiting islands if the next instruction might put them out of reach.
+    fn make_room(&mut self) {
+        if self.islands.first().is_some_and(|island| self.asm.distance(island.from) > 25) {
+            let over = self.asm.jump_short();
+            self.finish_islands();
+            self.must_reach(over);
+        }
+    }
+
+    fn finish_islands(&mut self) {
+        for island in std::mem::take(&mut self.islands) {
+            self.must_reach(island.from);
+            self.marks.push(Mark { host: self.asm.len() as u32, guest: island.guest });
+            if island.address != R11 {
+                self.asm.mov(R11, island.address);
+            }
+            self.asm.call(island.stub);
+            self.asm.jump_back(island.back);
+        }
+    }
+
+    /// The value of guest register `index` in a host register: its own, or `scratch` after loading it.
+    fn read_guest(&mut self, index: usize, scratch: Reg) -> Reg {
+        host(index).unwrap_or_else(|| {
+            self.asm.load_gs(scratch, gpr(index));
+            scratch
+        })
+    }
+
+    /// Sets guest register `index` from a host register: all 64 bits, or 32 zero-extended.
+    fn write_guest(&mut self, index: usize, from: Reg, wide: bool) {
+        match host(index) {
+            Some(own) if wide => self.asm.mov(own, from),
+            Some(own) => self.asm.mov32(own, from),
+            None => {
+                if !wide {
+                    self.asm.mov32(from, from);
+                }
+                self.asm.store_gs(gpr(index), from);
+            }
+        }
+    }
+}
+
+/// The number of a general register of any width.
+fn number(register: Register) -> usize {
+    register.full_register() as usize - Register::RAX as usize
+}
+
+/// AH, CH, DH or BH.
+fn is_high_byte(register: Register) -> bool {
+    matches!(register, Register::AH | Register::CH | Register::DH | Register::BH)
+}

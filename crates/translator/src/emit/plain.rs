@@ -1,0 +1,595 @@
+//! Instructions that are run as themselves: registers renamed, memory operand replaced, encoded by iced.
+//!
+//! The integer ones are on a list. Vector and x87 ones are those that the reference runs natively too, with one explicit
+//! memory operand or none.
+
+use super::{Emitted, Emitter, Flow, NotEmitted, VectorLevel, host, is_high_byte, number};
+use crate::asm::*;
+use crate::context::gpr;
+use iced_x86::{Code, EncodingKind, Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Register};
+use interpreter::native::Native;
+
+/// Whether the instruction works on vector, mask or x87 registers.
+pub(super) fn is_vector(instruction: &Instruction) -> bool {
+    if instruction.mnemonic() == Mnemonic::Wait {
+        return true;
+    }
+    let general =
+        matches!(instruction.encoding(), EncodingKind::Legacy | EncodingKind::VEX) && is_integer(instruction);
+    !general && Native::supports(instruction)
+}
+
+/// Integer instructions that need nothing but registers, flags and one explicit memory operand.
+fn is_integer(instruction: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(
+        instruction.mnemonic(),
+        Add | Adc
+            | Sub
+            | Sbb
+            | And
+            | Or
+            | Xor
+            | Cmp
+            | Test
+            | Mov
+            | Movzx
+            | Movsx
+            | Movsxd
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Mul
+            | Imul
+            | Div
+            | Idiv
+            | Shl
+            | Sal
+            | Shr
+            | Sar
+            | Rol
+            | Ror
+            | Rcl
+            | Rcr
+            | Shld
+            | Shrd
+            | Xchg
+            | Xadd
+            | Cmpxchg
+            | Cmpxchg8b
+            | Cmpxchg16b
+            | Bsf
+            | Bsr
+            | Bt
+            | Bts
+            | Btr
+            | Btc
+            | Bswap
+            | Cbw
+            | Cwde
+            | Cdqe
+            | Cwd
+            | Cdq
+            | Cqo
+            | Clc
+            | Stc
+            | Cmc
+            | Cld
+            | Std
+            | Lahf
+            | Sahf
+            | Seto
+            | Setno
+            | Setb
+            | Setae
+            | Sete
+            | Setne
+            | Setbe
+            | Seta
+            | Sets
+            | Setns
+            | Setp
+            | Setnp
+            | Setl
+            | Setge
+            | Setle
+            | Setg
+            | Cmovo
+            | Cmovno
+            | Cmovb
+            | Cmovae
+            | Cmove
+            | Cmovne
+            | Cmovbe
+            | Cmova
+            | Cmovs
+            | Cmovns
+            | Cmovp
+            | Cmovnp
+            | Cmovl
+            | Cmovge
+            | Cmovle
+            | Cmovg
+            | Andn
+            | Bextr
+            | Blsi
+            | Blsmsk
+            | Blsr
+            | Bzhi
+            | Mulx
+            | Pdep
+            | Pext
+            | Rorx
+            | Sarx
+            | Shlx
+            | Shrx
+            | Tzcnt
+            | Lzcnt
+            | Popcnt
+            | Adcx
+            | Adox
+            | Crc32
+            | Movbe
+            | Movnti
+    )
+}
+
+/// Those of them that the reference runs natively: only what it supports on this host is emitted.
+fn is_optional(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Andn | Bextr
+            | Blsi
+            | Blsmsk
+            | Blsr
+            | Bzhi
+            | Mulx
+            | Pdep
+            | Pext
+            | Rorx
+            | Sarx
+            | Shlx
+            | Shrx
+            | Tzcnt
+            | Lzcnt
+            | Popcnt
+            | Adcx
+            | Adox
+            | Crc32
+    )
+}
+
+/// Instructions that do nothing that a guest could notice.
+fn is_hint(instruction: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(
+        instruction.mnemonic(),
+        Nop | Endbr64
+            | Endbr32
+            | Prefetchnta
+            | Prefetcht0
+            | Prefetcht1
+            | Prefetcht2
+            | Prefetchw
+            | Prefetch
+            | Fnop
+    ) && instruction.mnemonic() != Fnop
+        || matches!(instruction.code(), Code::Reservednop_rm16_r16_0F1E | Code::Reservednop_rm32_r32_0F1E)
+}
+
+/// What of the guest's state an instruction needs to be enabled.
+fn level(instruction: &Instruction) -> VectorLevel {
+    match instruction.encoding() {
+        EncodingKind::EVEX => VectorLevel::Avx512,
+        EncodingKind::VEX if uses_masks(instruction) => VectorLevel::Avx512,
+        EncodingKind::VEX => VectorLevel::Avx,
+        _ => VectorLevel::Sse,
+    }
+}
+
+fn uses_masks(instruction: &Instruction) -> bool {
+    (0..instruction.op_count())
+        .any(|n| instruction.op_kind(n) == OpKind::Register && instruction.op_register(n).is_k())
+}
+
+/// A hole in a plan: which scratch register stands for which guest register.
+#[derive(Clone, Copy)]
+struct Stand {
+    guest: usize,
+    scratch: Reg,
+    reads: bool,
+    writes: bool,
+}
+
+/// How the operands of one instruction are renamed.
+#[derive(Default)]
+struct Plan {
+    stands: Vec<Stand>,
+    /// RCX of the host has to hold the guest's: CL, ECX implicitly, or a form without REX.
+    rcx: Option<(bool, bool)>,
+    /// The memory operand's bytes and whether it is written.
+    memory: Option<(u32, bool)>,
+    no_rex: bool,
+}
+
+impl Emitter<'_> {
+    pub(super) fn plain(&mut self, instruction: &Instruction) -> Emitted {
+        if is_hint(instruction) {
+            return Ok(Flow::Next);
+        }
+        match instruction.mnemonic() {
+            Mnemonic::Lea => return self.lea(instruction),
+            Mnemonic::Lfence | Mnemonic::Mfence | Mnemonic::Sfence => {
+                let bytes = self.encode(instruction)?;
+                self.asm.raw(&bytes);
+                return Ok(Flow::Next);
+            }
+            Mnemonic::Pause => return Err(NotEmitted),
+            _ => {}
+        }
+        if is_integer(instruction) {
+            if is_optional(instruction.mnemonic()) && !Native::supports(instruction) {
+                return Err(NotEmitted);
+            }
+            if instruction.encoding() == EncodingKind::VEX && self.request.mode.vector < VectorLevel::Sse {
+                // The reference knows what it needs.
+                return Err(NotEmitted);
+            }
+            // A bit string in memory reaches beyond its operand.
+            if matches!(instruction.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+                && instruction.op0_kind() == OpKind::Memory
+                && instruction.op1_kind() == OpKind::Register
+            {
+                return Err(NotEmitted);
+            }
+            // Segment, control and debug registers.
+            for n in 0..instruction.op_count() {
+                let other =
+                    instruction.op_kind(n) == OpKind::Register && !instruction.op_register(n).is_gpr();
+                if other {
+                    return Err(NotEmitted);
+                }
+            }
+        } else if is_vector(instruction) {
+            if self.request.mode.vector < level(instruction) || keeps_more_than_registers(instruction) {
+                return Err(NotEmitted);
+            }
+        } else {
+            return Err(NotEmitted);
+        }
+        self.renamed(instruction)
+    }
+
+    fn encode(&mut self, instruction: &Instruction) -> Result<Vec<u8>, NotEmitted> {
+        let outcome = self.encoder.encode(instruction, self.asm.here());
+        let bytes = self.encoder.take_buffer();
+        if outcome.is_ok() { Ok(bytes) } else { Err(NotEmitted) }
+    }
+
+    /// Runs the instruction with other registers.
+    fn renamed(&mut self, instruction: &Instruction) -> Emitted {
+        let plan = self.plan(instruction)?;
+        let mut own = *instruction;
+        long_form(&mut own);
+        own.set_segment_prefix(Register::None);
+        let merged = plan.memory.is_some()
+            && (plan.no_rex || plan.rcx.is_some() || plan.stands.iter().any(|stand| stand.scratch != R10));
+        if plan.memory.is_some() {
+            own.set_memory_displacement64(0);
+            own.set_memory_displ_size(0);
+            own.set_memory_index_scale(1);
+            if plan.no_rex {
+                own.set_memory_base(Register::RCX);
+                own.set_memory_index(Register::None);
+            } else if merged {
+                own.set_memory_base(Register::R11);
+                own.set_memory_index(Register::None);
+            } else {
+                own.set_memory_base(Register::R11);
+                own.set_memory_index(Register::RCX);
+            }
+        }
+        for n in 0..own.op_count() {
+            if own.op_kind(n) != OpKind::Register {
+                continue;
+            }
+            let register = own.op_register(n);
+            if !register.is_gpr() {
+                continue;
+            }
+            let guest = number(register);
+            let renamed = if guest == 1 && plan.rcx.is_some() {
+                RCX
+            } else if let Some(stand) = plan.stands.iter().find(|stand| stand.guest == guest) {
+                stand.scratch
+            } else {
+                host(guest).ok_or(NotEmitted)?
+            };
+            own.set_op_register(n, named(register, renamed)?);
+        }
+        // The address may be in a register of the guest's own; that is known only when it is computed. Try the encoding first.
+        let trial = self.encode(&own)?;
+        if let Some((bytes, write)) = plan.memory {
+            let address = self.address(instruction, 0);
+            self.look_up(address, bytes, write);
+            if plan.no_rex {
+                self.asm.lea(RCX, Mem::sum(address.reg, RCX));
+            } else if merged {
+                self.asm.lea(R11, Mem::sum(address.reg, RCX));
+            } else if address.reg != R11 {
+                own.set_memory_base(Register::RAX + u32::from(address.reg.0));
+            }
+        }
+        for stand in plan.stands.iter().filter(|stand| stand.reads) {
+            self.asm.load_gs(stand.scratch, gpr(stand.guest));
+        }
+        let guest_rcx = host(1).expect("RCX has a host register");
+        if let Some((true, _)) = plan.rcx {
+            self.asm.mov(RCX, guest_rcx);
+        }
+        let bytes = if plan.memory.is_some() { self.encode(&own)? } else { trial };
+        self.asm.raw(&bytes);
+        if let Some((_, true)) = plan.rcx {
+            self.asm.mov(guest_rcx, RCX);
+        }
+        for stand in plan.stands.iter().filter(|stand| stand.writes) {
+            self.asm.store_gs(gpr(stand.guest), stand.scratch);
+        }
+        Ok(Flow::Next)
+    }
+
+    /// Decides how operands are renamed.
+    fn plan(&mut self, instruction: &Instruction) -> Result<Plan, NotEmitted> {
+        let mut plan = Plan::default();
+        let mut explicit_memory = false;
+        for n in 0..instruction.op_count() {
+            match instruction.op_kind(n) {
+                OpKind::Memory => explicit_memory = true,
+                OpKind::Register => {
+                    if is_high_byte(instruction.op_register(n)) {
+                        plan.no_rex = true;
+                    }
+                }
+                OpKind::Immediate8
+                | OpKind::Immediate8_2nd
+                | OpKind::Immediate16
+                | OpKind::Immediate32
+                | OpKind::Immediate64
+                | OpKind::Immediate8to16
+                | OpKind::Immediate8to32
+                | OpKind::Immediate8to64
+                | OpKind::Immediate32to64 => {}
+                _ => return Err(NotEmitted),
+            }
+        }
+        let info = self.info.info(instruction);
+        let memories = info.used_memory();
+        if memories.len() > usize::from(explicit_memory) {
+            return Err(NotEmitted);
+        }
+        if let Some(memory) = memories.first() {
+            let write =
+                !matches!(memory.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
+            let bytes = match instruction.memory_size() {
+                MemorySize::Unknown => 0,
+                size => size.size() as u32,
+            };
+            if bytes == 0 || bytes > 64 || memory.access() == OpAccess::NoMemAccess {
+                return Err(NotEmitted);
+            }
+            plan.memory = Some((bytes, write));
+        } else if explicit_memory {
+            return Err(NotEmitted);
+        }
+        // Registers: each of the sixteen as a whole.
+        let mut used = [(false, false); 16];
+        for register in info.used_registers() {
+            let name = register.register();
+            if !name.is_gpr() {
+                continue;
+            }
+            let (reads, writes) = match register.access() {
+                OpAccess::Read | OpAccess::CondRead => (true, false),
+                // Whatever isn't written for certain and as a whole keeps its old value.
+                OpAccess::Write if name.size() >= 4 => (false, true),
+                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite => {
+                    (true, true)
+                }
+                _ => continue,
+            };
+            let entry = &mut used[number(name)];
+            *entry = (entry.0 | reads, entry.1 | writes);
+        }
+        let mut explicit = [false; 16];
+        for n in 0..instruction.op_count() {
+            if instruction.op_kind(n) == OpKind::Register && instruction.op_register(n).is_gpr() {
+                explicit[number(instruction.op_register(n))] = true;
+            }
+        }
+        // A register that is only part of the address isn't the instruction's own.
+        let in_address = |guest: usize| {
+            explicit_memory
+                && [instruction.memory_base(), instruction.memory_index()]
+                    .iter()
+                    .any(|register| register.is_gpr() && number(*register) == guest)
+        };
+        let implicit_rcx = implicit_rcx(instruction);
+        let shift_by_cl = (0..instruction.op_count()).any(|n| {
+            instruction.op_kind(n) == OpKind::Register && instruction.op_register(n) == Register::CL
+        }) && is_shift(instruction.mnemonic());
+        let (rcx_reads, rcx_writes) = used[1];
+        if implicit_rcx || shift_by_cl || plan.no_rex && explicit[1] {
+            plan.rcx = Some((rcx_reads || !rcx_writes, rcx_writes));
+        }
+        if plan.no_rex {
+            // Neither R8-R15 nor what stands for RSP can be named beside AH.
+            if explicit[4] || plan.rcx.is_some() && plan.memory.is_some() {
+                return Err(NotEmitted);
+            }
+        }
+        let mut scratch = [R10, R11, RCX].into_iter();
+        if plan.memory.is_some() {
+            // RCX is the second choice: the address is merged into R11 first.
+            scratch = [R10, RCX, RSP].into_iter();
+        }
+        for guest in [9, 10, 11, 15] {
+            if !explicit[guest] {
+                // The instruction's own implicit registers are all among the first eight.
+                if used[guest] != (false, false) && !in_address(guest) {
+                    return Err(NotEmitted);
+                }
+                continue;
+            }
+            let (reads, writes) = used[guest];
+            // Some that are said to write leave the old value in part or in some cases.
+            let moves = matches!(
+                instruction.mnemonic(),
+                Mnemonic::Mov | Mnemonic::Movzx | Mnemonic::Movsx | Mnemonic::Movsxd
+            );
+            let reads = reads || !moves;
+            let Some(register) = scratch.next() else { return Err(NotEmitted) };
+            if register == RSP || register == RCX && plan.rcx.is_some() {
+                return Err(NotEmitted);
+            }
+            plan.stands.push(Stand { guest, scratch: register, reads, writes });
+        }
+        if plan.memory.is_some() {
+            self.can_address(instruction)?;
+        }
+        Ok(plan)
+    }
+
+    fn lea(&mut self, instruction: &Instruction) -> Emitted {
+        let long = self.request.mode.long;
+        let destination = instruction.op0_register();
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        if destination.size() == 2 || base.size() == 2 || index.size() == 2 {
+            return Err(NotEmitted);
+        }
+        if base == Register::None && index == Register::None && instruction.memory_displ_size() == 2 {
+            return Err(NotEmitted);
+        }
+        let wide = destination.size() == 8;
+        let guest = number(destination);
+        if matches!(base, Register::RIP | Register::EIP) || base == Register::None && index == Register::None
+        {
+            let narrow = !long
+                || base == Register::EIP
+                || base == Register::None && instruction.memory_displ_size() == 4
+                || !wide;
+            let value = instruction.memory_displacement64() & if narrow { 0xffff_ffff } else { u64::MAX };
+            match host(guest) {
+                Some(own) => self.asm.mov_immediate(own, value),
+                None => {
+                    self.asm.mov_immediate(R11, value);
+                    self.asm.store_gs(gpr(guest), R11);
+                }
+            }
+            return Ok(Flow::Next);
+        }
+        let narrow = !long || !wide || base.size() == 4 || base == Register::None && index.size() == 4;
+        let mem = self.register_operand(instruction, 0);
+        let to = host(guest).unwrap_or(R11);
+        if narrow {
+            self.asm.lea32(to, mem)
+        } else {
+            self.asm.lea(to, mem)
+        }
+        if host(guest).is_none() {
+            self.asm.store_gs(gpr(guest), R11);
+        }
+        Ok(Flow::Next)
+    }
+}
+
+/// Instructions that are vector instructions to the reference but have effects that registers don't show: environments and
+/// images, or operands that aren't where iced says.
+fn keeps_more_than_registers(instruction: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(
+        instruction.mnemonic(),
+        Fldenv
+            | Fnstenv
+            | Fstenv
+            | Frstor
+            | Fnsave
+            | Fsave
+            | Fxsave
+            | Fxsave64
+            | Fxrstor
+            | Fxrstor64
+            | Xsave
+            | Xsave64
+            | Xsaveopt
+            | Xsaveopt64
+            | Xsavec
+            | Xsavec64
+            | Xsaves
+            | Xsaves64
+            | Xrstor
+            | Xrstor64
+            | Xrstors
+            | Xrstors64
+            | Maskmovq
+            | Maskmovdqu
+            | Vmaskmovdqu
+            | Xlatb
+            | Movdir64b
+            | Movdiri
+    ) || instruction.is_vsib()
+}
+
+fn implicit_rcx(instruction: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(
+        instruction.mnemonic(),
+        Cmpxchg8b | Cmpxchg16b | Pcmpestri | Pcmpistri | Vpcmpestri | Vpcmpistri | Pcmpestri64 | Vpcmpestri64
+    )
+}
+
+fn is_shift(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(mnemonic, Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd)
+}
+
+/// Replaces encodings that 64-bit code doesn't have.
+fn long_form(instruction: &mut Instruction) {
+    let code = match instruction.code() {
+        Code::Inc_r16 => Code::Inc_rm16,
+        Code::Inc_r32 => Code::Inc_rm32,
+        Code::Dec_r16 => Code::Dec_rm16,
+        Code::Dec_r32 => Code::Dec_rm32,
+        Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
+        Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
+        Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
+        Code::Mov_RAX_moffs64 => Code::Mov_r64_rm64,
+        Code::Mov_moffs8_AL => Code::Mov_rm8_r8,
+        Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
+        Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
+        Code::Mov_moffs64_RAX => Code::Mov_rm64_r64,
+        code => code,
+    };
+    instruction.set_code(code);
+}
+
+/// `register`'s part of the host register `own`.
+fn named(register: Register, own: Reg) -> Result<Register, NotEmitted> {
+    let n = u32::from(own.0);
+    Ok(match register {
+        Register::AH | Register::CH | Register::DH | Register::BH => {
+            if own.0 > 3 {
+                return Err(NotEmitted);
+            }
+            Register::AH + n
+        }
+        register => match register.size() {
+            // AH to BH come between.
+            1 => Register::AL + if n >= 4 { n + 4 } else { n },
+            2 => Register::AX + n,
+            4 => Register::EAX + n,
+            _ => Register::RAX + n,
+        },
+    })
+}

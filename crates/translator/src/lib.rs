@@ -1,0 +1,80 @@
+//! The translator: runs guest code as the host's own.
+//!
+//! Guest code is x86 and so is the host: nearly every instruction is re-emitted as it is, with other registers and with memory
+//! operands that go through linear tables (`shadow`). Arithmetic, flags, x87 and vector instructions are the host's own. What has no
+//! emitter is executed by the reference engine, one instruction at a time, so the translator is always complete.
+//!
+//! | module | what |
+//! |---|---|
+//! | `vcpu` | the run loop |
+//! | `cache` | translated blocks, links, look-ups, invalidation |
+//! | `emit` | from guest instructions to host code |
+//! | `stubs` | ways in and out, what translated code calls |
+//! | `context` | what translated code and Rust share |
+//! | `asm` | a small assembler |
+//! | `xstate` | vector registers while Rust runs |
+//! | `raw` | code memory, the call into it, signals |
+//!
+//! docs/translator.md explains the design. Called by `bin/ombra` through [`engine::Engine`].
+//!
+//! Threads: a vCPU belongs to one thread at a time and has a code cache of its own. No locks.
+
+mod asm;
+mod cache;
+mod context;
+mod emit;
+mod raw;
+mod stubs;
+mod vcpu;
+mod xstate;
+
+use engine::{Caps, Engine, EngineError, Setup, Vcpu, VcpuId};
+
+/// How to translate.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bytes of code memory for each vCPU.
+    pub code_cache: usize,
+    /// Code is translated when it is met for this many times, 1..=255; before that it is interpreted.
+    pub hot: u8,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { code_cache: 64 << 20, hot: 8 }
+    }
+}
+
+/// Least bytes of code memory.
+pub const MIN_CODE_CACHE: usize = 256 << 10;
+
+/// The translating engine.
+pub struct Translator {
+    setup: Setup,
+    options: Options,
+}
+
+impl Translator {
+    /// An engine for one machine.
+    ///
+    /// # Errors
+    /// [`EngineError::Unsupported`] where the host lacks what translated code needs.
+    pub fn new(setup: Setup, options: Options) -> Result<Self, EngineError> {
+        if !std::arch::is_x86_feature_detected!("bmi2") {
+            return Err(EngineError::Unsupported("BMI2"));
+        }
+        let options =
+            Options { code_cache: options.code_cache.max(MIN_CODE_CACHE).next_multiple_of(4096), ..options };
+        Ok(Self { setup, options })
+    }
+}
+
+impl Engine for Translator {
+    fn caps(&self) -> Caps {
+        Caps { name: "translator", exact_budget: true, max_vcpus: interpreter::MAX_VCPUS }
+    }
+
+    fn create_vcpu(&self, id: VcpuId) -> Result<Box<dyn Vcpu>, EngineError> {
+        Ok(Box::new(vcpu::TranslatedVcpu::new(id, self.setup.clone(), &self.options)?))
+    }
+}

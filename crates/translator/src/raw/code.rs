@@ -1,0 +1,106 @@
+//! Memory for translated code: one memory file mapped twice, once to write and once to run (W^X).
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use std::io;
+use std::ptr::{NonNull, null_mut};
+
+/// A range of code memory, filled from the start.
+pub(crate) struct CodeMemory {
+    write: NonNull<u8>,
+    run: NonNull<u8>,
+    len: usize,
+    used: usize,
+}
+
+// SAFETY: the mappings belong to this value alone.
+unsafe impl Send for CodeMemory {}
+
+impl CodeMemory {
+    /// `len` bytes, a multiple of 4096.
+    pub(crate) fn new(len: usize) -> io::Result<Self> {
+        let file = memfd_create("ombra-code", MemfdFlags::CLOEXEC)?;
+        ftruncate(&file, len as u64)?;
+        let map = |protection| {
+            // SAFETY: a fresh mapping at an address of the kernel's choice touches nothing that exists.
+            let at = unsafe { mmap(null_mut(), len, protection, MapFlags::SHARED, &file, 0) }?;
+            NonNull::new(at.cast::<u8>()).ok_or(io::Error::from(io::ErrorKind::OutOfMemory))
+        };
+        let write = map(ProtFlags::READ | ProtFlags::WRITE)?;
+        match map(ProtFlags::READ | ProtFlags::EXEC) {
+            Ok(run) => Ok(Self { write, run, len, used: 0 }),
+            Err(error) => {
+                // SAFETY: mapped above, not used yet.
+                let _ = unsafe { munmap(write.as_ptr().cast(), len) };
+                Err(error)
+            }
+        }
+    }
+
+    /// Address at which the next code will run.
+    pub(crate) fn next(&self) -> u64 {
+        self.base() + self.used as u64
+    }
+
+    /// Address of the first byte.
+    pub(crate) fn base(&self) -> u64 {
+        self.run.as_ptr() as u64
+    }
+
+    /// Address after the last byte.
+    pub(crate) fn end(&self) -> u64 {
+        self.base() + self.len as u64
+    }
+
+    pub(crate) fn free(&self) -> usize {
+        self.len - self.used
+    }
+
+    pub(crate) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Appends code that was made for [`CodeMemory::next`]. False: there is no room.
+    #[must_use]
+    pub(crate) fn append(&mut self, code: &[u8]) -> bool {
+        if code.len() > self.free() {
+            return false;
+        }
+        let at = self.next();
+        self.used = (self.used + code.len()).next_multiple_of(16).min(self.len);
+        self.patch(at, code);
+        true
+    }
+
+    /// Gives back everything from `used` on.
+    pub(crate) fn truncate(&mut self, used: usize) {
+        assert!(used <= self.used);
+        self.used = used;
+    }
+
+    /// Overwrites code at a run address. The thread that runs it has to serialize before it does.
+    pub(crate) fn patch(&mut self, at: u64, code: &[u8]) {
+        let offset = at.checked_sub(self.base()).expect("an address in code memory") as usize;
+        assert!(offset + code.len() <= self.used, "a patch of code that isn't there");
+        // SAFETY: the range was just checked; the vCPU's thread, which alone runs this code, is here.
+        unsafe { self.write.as_ptr().add(offset).copy_from_nonoverlapping(code.as_ptr(), code.len()) };
+    }
+
+    /// Code at a run address.
+    pub(crate) fn read(&self, at: u64, len: usize) -> Vec<u8> {
+        let offset = at.checked_sub(self.base()).expect("an address in code memory") as usize;
+        assert!(offset + len <= self.used, "a look at code that isn't there");
+        // SAFETY: the range was just checked.
+        unsafe { std::slice::from_raw_parts(self.write.as_ptr().add(offset), len) }.to_vec()
+    }
+}
+
+impl Drop for CodeMemory {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this length; nothing runs or writes there any more.
+        unsafe {
+            let _ = munmap(self.write.as_ptr().cast(), self.len);
+            let _ = munmap(self.run.as_ptr().cast(), self.len);
+        }
+    }
+}

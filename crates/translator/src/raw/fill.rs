@@ -1,0 +1,156 @@
+//! What translated code calls when a view has no entry, and the call into translated code itself.
+//!
+//! A [`Filler`] is what both need: the reference's core for walks, the views, and the platform that page tables may lie in.
+//! Translated code gets its address; while it runs, nobody else uses the filler.
+
+use crate::context::Context;
+use crate::raw::enter::enter;
+use crate::raw::signals::{self, Running};
+use engine::Platform;
+use interpreter::{Core, Dropped};
+use memory::GuestMemory;
+use shadow::{Fill, Shared, View};
+use std::ptr::NonNull;
+use x86::Rflags;
+use x86::control::cr4;
+
+const USER: usize = 0;
+const SUPERVISOR: usize = 1;
+const SUPERVISOR_OPEN: usize = 2;
+
+pub(crate) struct Filler {
+    pub(crate) core: Core,
+    memory: GuestMemory,
+    views: [Option<View>; 3],
+    /// The view in force.
+    current: usize,
+    /// The host has refused a view: no use in asking again.
+    refused: bool,
+    shared: Shared,
+    io: Option<NonNull<dyn Platform>>,
+    pub(crate) fills: u64,
+}
+
+// SAFETY: the pointers are used by the vCPU's thread only, `io` only during a run.
+unsafe impl Send for Filler {}
+
+impl Filler {
+    pub(crate) fn new(core: Core, memory: GuestMemory, shared: Shared) -> Box<Self> {
+        Box::new(Self {
+            core,
+            memory,
+            views: [None, None, None],
+            current: SUPERVISOR,
+            refused: false,
+            shared,
+            io: None,
+            fills: 0,
+        })
+    }
+
+    /// The address that translated code calls.
+    pub(crate) fn entry() -> u64 {
+        fill as *const () as u64
+    }
+
+    /// Chooses the view by privilege and SMAP. False: the host has no address space for it.
+    pub(crate) fn select_view(&mut self) -> bool {
+        let state = self.core.state();
+        let open = state.cr4 & cr4::SMAP == 0 || state.rflags.contains(Rflags::AC);
+        self.current = match (state.cpl == 3, open) {
+            (true, _) => USER,
+            (false, false) => SUPERVISOR,
+            (false, true) => SUPERVISOR_OPEN,
+        };
+        if self.views[self.current].is_none() && !self.refused {
+            match View::new(&self.shared) {
+                Ok(view) => self.views[self.current] = Some(view),
+                Err(error) => {
+                    tracing::warn!(%error, "no address space for translated code; interpreting");
+                    self.refused = true;
+                }
+            }
+        }
+        self.views[self.current].is_some()
+    }
+
+    /// Runs translated code until it leaves.
+    pub(crate) fn run(&mut self, stub: u64, context: *mut Context, io: &mut dyn Platform, running: Running) {
+        let Some(view) = &self.views[self.current] else { return };
+        let origin = view.origin();
+        // SAFETY: only the lifetime is changed; the pointer is taken back before this function returns.
+        self.io = Some(NonNull::from(unsafe {
+            std::mem::transmute::<&mut dyn Platform, &'static mut dyn Platform>(io)
+        }));
+        let this: *mut Self = self;
+        signals::set_running(Some(running));
+        // SAFETY: the context is the one behind `origin`; the stub was made by `stubs`; `this` is used by translated code's calls
+        // alone until it leaves.
+        unsafe {
+            (*context).vcpu = this as u64;
+            enter(stub, origin);
+        }
+        signals::set_running(None);
+        self.io = None;
+    }
+
+    /// Drops what the guest has invalidated.
+    pub(crate) fn invalidate(&mut self, dropped: &Dropped) {
+        for view in self.views.iter_mut().flatten() {
+            if dropped.all {
+                view.drop_all();
+                continue;
+            }
+            if dropped.local {
+                view.drop_local();
+            }
+            for &address in &dropped.addresses {
+                view.drop_address(address);
+            }
+        }
+    }
+
+    pub(crate) fn drop_everything(&mut self) {
+        for view in self.views.iter_mut().flatten() {
+            view.drop_all();
+        }
+    }
+
+    /// Something is derived from these pages of RAM now.
+    pub(crate) fn give_up_writing(&mut self, frames: &[u64]) {
+        for view in self.views.iter_mut().flatten() {
+            view.drop_writable(|frame| frames.contains(&frame));
+        }
+    }
+
+    fn fill(&mut self, address: u64, write: bool) -> bool {
+        let Some(mut io) = self.io else { return false };
+        // SAFETY: set by `run`, which is on this thread's stack below and doesn't use it meanwhile.
+        let io = unsafe { io.as_mut() };
+        let Some(mapping) = self.core.map(address, write, io) else { return false };
+        let writable = mapping.write && !self.memory.is_derived(mapping.ram);
+        if !mapping.read || write && !writable {
+            return false;
+        }
+        let Some(view) = &mut self.views[self.current] else { return false };
+        self.fills += 1;
+        view.fill(&Fill {
+            page: address & !0xfff,
+            host: self.memory.host_address(mapping.ram),
+            frame: mapping.ram.frame(),
+            read: true,
+            write: writable,
+            global: mapping.global,
+            large: mapping.large,
+        });
+        // A page whose host and guest address are equal has no entry.
+        let entry = if write { view.write_entry(address) } else { view.read_entry(address) };
+        entry != 0
+    }
+}
+
+extern "sysv64" fn fill(filler: *mut Filler, address: u64, write: u64) -> u64 {
+    // SAFETY: translated code passes what `run` put into the context; a panic would have to cross translated code, so it ends
+    // the process instead (`extern` functions abort on unwinding).
+    u64::from(unsafe { (*filler).fill(address, write != 0) })
+}

@@ -1,0 +1,258 @@
+//! The fixed pieces of code at the start of code memory: the way in, the ways out, and what translated code calls.
+//!
+//! While translated code runs, guest registers are where [`crate::emit::host`] says, RCX, R10 and R11 are scratch, RSP points into
+//! the stack of host return addresses, flags are the guest's, and GS points at the view in force. Every stub keeps to that.
+
+use crate::asm::*;
+use crate::context::{Context, XSAVE, field, gpr, gs};
+use crate::emit::host;
+use crate::raw::code::CodeMemory;
+use std::mem::offset_of;
+
+/// Why translated code left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub(crate) enum ExitReason {
+    /// A direct jump that leads nowhere yet. Argument: its link.
+    Link = 1,
+    /// An indirect jump's target is in R11 and not in the table.
+    Indirect,
+    /// The same after a RET, which has already popped it.
+    Return,
+    /// The instruction at a host address (argument) is for the reference engine. Nothing of it has happened.
+    Interpret,
+    /// The same; the host faulted in it.
+    Fault,
+    /// Somebody wants attention. Argument: the link that was about to be taken.
+    Poll,
+    /// The page of a block (argument) may not be mapped where it was.
+    Stale,
+    /// A block (argument) needs the vector registers.
+    Vector,
+    /// The instruction budget ends inside a block (argument).
+    Budget,
+}
+
+/// Host addresses of the stubs.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Stubs {
+    /// Called by Rust.
+    pub(crate) enter: u64,
+    /// Jumped to with the reason and argument stored.
+    pub(crate) exit: u64,
+    /// Jumped to with the argument stored: R11 is a target that the table doesn't have.
+    pub(crate) indirect: u64,
+    /// Jumped to: R11 is a target to be found in the user's or the supervisor's table, after a RET.
+    pub(crate) look_up_return: [u64; 2],
+    /// Called with an address in R11: fills the view's entry and returns, or leaves.
+    pub(crate) fill_read: u64,
+    pub(crate) fill_write: u64,
+    /// Called with an address in R11 where an access may cross a page; returns if it doesn't.
+    pub(crate) cross: u64,
+    /// Called where an instruction is for the reference engine. Doesn't return.
+    pub(crate) interpret: u64,
+    /// The signal handler's.
+    pub(crate) fault: u64,
+    /// Called at a block's start: puts the vector registers in place and returns, or leaves. The argument is stored.
+    pub(crate) vector: u64,
+    /// Where returns that find nothing on the stack go, by table: the stack's first slot.
+    pub(crate) bottom: [u64; 2],
+}
+
+fn store_reason(asm: &mut Asm, reason: ExitReason) {
+    asm.store_immediate(Size::B8, Mem::Gs(field!(reason)), reason as i32);
+}
+
+fn spill(asm: &mut Asm) {
+    for index in 0..16 {
+        if let Some(reg) = host(index) {
+            asm.store_gs(gpr(index), reg);
+        }
+    }
+    asm.store_gs(field!(r10), R10);
+    asm.store_gs(field!(r11), R11);
+    asm.raw(&[0x9c]); // pushfq
+    asm.pop_mem(Mem::Gs(field!(flags)));
+    asm.raw(&[0xfc]); // cld
+}
+
+fn unspill(asm: &mut Asm) {
+    asm.push_mem(Mem::Gs(field!(flags)));
+    asm.raw(&[0x9d]); // popfq
+    for index in 0..16 {
+        if let Some(reg) = host(index) {
+            asm.load_gs(reg, gpr(index));
+        }
+    }
+    asm.load_gs(R10, field!(r10));
+    asm.load_gs(R11, field!(r11));
+}
+
+fn load_xsave_mask(asm: &mut Asm) {
+    asm.load_gs32(RAX, field!(xsave_mask));
+    asm.load_gs32(RDX, field!(xsave_mask) + 4);
+}
+
+/// If the vector registers are the guest's: saves them and makes them Rust's. Registers have been spilled.
+fn put_vector_away(asm: &mut Asm, optimized: bool) -> Hole8 {
+    asm.load_gs(RCX, field!(vector_ready));
+    let none = asm.jrcxz();
+    load_xsave_mask(asm);
+    if optimized {
+        asm.xsaveopt(gs(XSAVE))
+    } else {
+        asm.xsave(gs(XSAVE))
+    }
+    asm.store_immediate(Size::B8, Mem::Gs(field!(vector_ready)), 0);
+    asm.store_immediate(Size::B8, Mem::Gs(field!(vector_saved)), 1);
+    asm.ldmxcsr(field!(host_mxcsr));
+    none
+}
+
+/// Writes the stubs.
+pub(crate) fn write(code: &mut CodeMemory, avx: bool, xsaveopt: bool) -> Stubs {
+    let mut asm = Asm::new(code.next());
+    let mut stubs = Stubs::default();
+    let vzeroupper: &[u8] = if avx { &[0xc5, 0xf8, 0x77] } else { &[] };
+
+    // In.
+    stubs.enter = asm.here();
+    for reg in [RBX, RBP, R12, R13, R14, R15] {
+        asm.push(reg);
+    }
+    asm.store_gs(field!(host_rsp), RSP);
+    asm.load_gs(RSP, field!(stack_base));
+    unspill(&mut asm);
+    asm.jump_mem(Mem::Gs(field!(target)));
+
+    // Out.
+    stubs.exit = asm.here();
+    spill(&mut asm);
+    let none = put_vector_away(&mut asm, xsaveopt);
+    asm.raw(vzeroupper);
+    assert!(asm.fill(none));
+    asm.load_gs(RSP, field!(host_rsp));
+    for reg in [R15, R14, R13, R12, RBP, RBX] {
+        asm.pop(reg);
+    }
+    asm.ret();
+
+    stubs.indirect = asm.here();
+    store_reason(&mut asm, ExitReason::Indirect);
+    asm.jump(stubs.exit);
+
+    // The site's address is on the stack.
+    stubs.interpret = asm.here();
+    asm.pop_mem(Mem::Gs(field!(argument)));
+    store_reason(&mut asm, ExitReason::Interpret);
+    asm.jump(stubs.exit);
+
+    stubs.fault = asm.here();
+    store_reason(&mut asm, ExitReason::Fault);
+    asm.jump(stubs.exit);
+
+    // Fills. RCX is free, R10 and R11 are kept.
+    for write in [false, true] {
+        let at = asm.here();
+        if write {
+            stubs.fill_write = at
+        } else {
+            stubs.fill_read = at
+        }
+        spill(&mut asm);
+        let none = put_vector_away(&mut asm, xsaveopt);
+        // Remember that they have to be brought back.
+        asm.raw(vzeroupper);
+        asm.mov_immediate(RBX, 1);
+        let over = asm.jump_short();
+        assert!(asm.fill(none));
+        asm.mov_immediate(RBX, 0);
+        assert!(asm.fill(over));
+        asm.mov(RBP, RSP);
+        asm.load_gs(RSP, field!(host_rsp));
+        // Rust wants 16-byte alignment at the call: the entry's six pushes and return address leave it so but for 8.
+        asm.raw(&[0x48, 0x83, 0xe4, 0xf0]); // and rsp, -16
+        asm.load_gs(RDI, field!(vcpu));
+        asm.mov(RSI, R11);
+        asm.mov_immediate(RDX, u64::from(write));
+        asm.call_gs(field!(fill));
+        asm.mov(RSP, RBP);
+        asm.raw(&[0x85, 0xc0]); // test eax, eax: the flags are spilled
+        asm.jump_if(5, asm.here());
+        let filled = asm.len() - 4;
+        asm.pop_mem(Mem::Gs(field!(argument)));
+        store_reason(&mut asm, ExitReason::Interpret);
+        // Everything is spilled already, vector registers too.
+        asm.load_gs(RSP, field!(host_rsp));
+        for reg in [R15, R14, R13, R12, RBP, RBX] {
+            asm.pop(reg);
+        }
+        asm.ret();
+        asm.set_relative(filled, asm.len());
+        asm.mov(RCX, RBX);
+        let plain = asm.jrcxz();
+        load_xsave_mask(&mut asm);
+        asm.xrstor(gs(XSAVE));
+        asm.store_immediate(Size::B8, Mem::Gs(field!(vector_ready)), 1);
+        assert!(asm.fill(plain));
+        unspill(&mut asm);
+        asm.ret();
+    }
+
+    // The first byte of a page looks as if the access crossed.
+    stubs.cross = asm.here();
+    asm.pext(RCX, R11, field!(offset_mask));
+    let first = asm.jrcxz();
+    asm.jump(stubs.interpret);
+    assert!(asm.fill(first));
+    asm.ret();
+
+    stubs.vector = asm.here();
+    asm.load_gs(RCX, field!(vector_saved));
+    let missing = asm.jrcxz();
+    asm.store_gs(gpr(0), RAX);
+    asm.store_gs(gpr(2), RDX);
+    load_xsave_mask(&mut asm);
+    asm.xrstor(gs(XSAVE));
+    asm.store_immediate(Size::B8, Mem::Gs(field!(vector_ready)), 1);
+    asm.load_gs(RAX, gpr(0));
+    asm.load_gs(RDX, gpr(2));
+    asm.ret();
+    assert!(asm.fill(missing));
+    store_reason(&mut asm, ExitReason::Vector);
+    asm.jump(stubs.exit);
+
+    // Returns whose host return address was wrong, or that had none.
+    let unknown = asm.here();
+    store_reason(&mut asm, ExitReason::Return);
+    asm.jump(stubs.exit);
+    for user in [false, true] {
+        stubs.bottom[usize::from(user)] = asm.here();
+        asm.load_gs(RSP, field!(stack_base));
+        stubs.look_up_return[usize::from(user)] = asm.here();
+        // Loops can be made of returns, too.
+        asm.load_gs(RCX, field!(proceed));
+        asm.load(Size::B4, RCX, Mem::near(RCX, 0));
+        let stop = asm.jrcxz();
+        look_up(&mut asm, user, unknown);
+        assert!(asm.fill(stop));
+        asm.jump(unknown);
+    }
+
+    assert!(code.append(asm.bytes()), "code memory holds at least the stubs");
+    stubs
+}
+
+/// Jumps to the translation of the guest address in R11 if the table has it, else to `unknown`. Uses RCX and R10.
+pub(crate) fn look_up(asm: &mut Asm, user: bool, unknown: u64) {
+    use crate::context::{target_hosts, target_tags};
+    asm.pext(R10, R11, field!(target_mask));
+    asm.load(Size::B8, RCX, Mem::GsTable(R10, gs(target_tags(user))));
+    asm.lea(RCX, Mem::sum(RCX, R11));
+    let hit = asm.jrcxz();
+    asm.jump(unknown);
+    assert!(asm.fill(hit));
+    asm.jump_mem(Mem::GsTable(R10, gs(target_hosts(user))));
+}
+
+const _: () = assert!(offset_of!(Context, gpr) == 0);

@@ -1,0 +1,540 @@
+//! One translated vCPU: the run loop that finds translations, enters them, and deals with whatever made them leave.
+//!
+//! Code that is met for the first few times is interpreted; code that is met again is translated. Between two entries of translated
+//! code everything architectural is in the reference's [`Core`], so that anything may be left to it at any time.
+
+use crate::cache::{BlockId, Cache, Place};
+use crate::context::{Context, XSAVE};
+use crate::emit::{Mode, VectorLevel};
+use crate::raw::enter::{self, ContextCell};
+use crate::raw::fill::Filler;
+use crate::raw::signals;
+use crate::raw::stack::ReturnStack;
+use crate::stubs::ExitReason;
+use crate::{Options, xstate};
+use engine::{Budget, EngineError, Exit, Groups, Kicker, Platform, Setup, Vcpu, VcpuId};
+use interpreter::{CodeMode, Core, Outcome};
+use memory::{DirectWriter, GuestMemory, RamOffset};
+use shadow::Shared;
+use std::sync::Arc;
+use x86::control::{cr0, cr4};
+use x86::state::seg;
+use x86::{CpuState, Rflags};
+
+const HEAT_SLOTS: usize = 1 << 16;
+/// Faults in a row without any instruction completing before a run comes back.
+const MOST_STUCK: u32 = 1000;
+
+pub(crate) struct TranslatedVcpu {
+    /// Owns the block of memory that `context` lies in.
+    filler: Box<Filler>,
+    cache: Cache,
+    context: ContextCell,
+    stack: ReturnStack,
+    memory: GuestMemory,
+    writer: Arc<DirectWriter>,
+    kicker: Kicker,
+    heat: Box<[u8]>,
+    /// Position in the memory's log of first marks up to which the views know them.
+    marks_seen: u64,
+    /// Epoch of the memory up to which blocks have been checked.
+    writes_seen: u64,
+    /// The vector registers are in the context's XSAVE image, not in the core.
+    vector_away: bool,
+    xstate: xstate::Layout,
+    /// The modes that the tables of indirect targets hold translations for: supervisor's and user's.
+    table_modes: [Option<Mode>; 2],
+    counts: Counts,
+    /// What is left of the instruction budget, if there is one.
+    left: Option<u64>,
+    /// Instructions that translated code has counted.
+    translated: u64,
+    /// Code is translated when it is met for this many times.
+    hot: u8,
+}
+
+/// What the run loop counts.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Counts {
+    pub(crate) entries: u64,
+    pub(crate) exits: [u64; 9],
+    pub(crate) interpreted_blocks: u64,
+}
+
+impl TranslatedVcpu {
+    pub(crate) fn new(id: VcpuId, setup: Setup, options: &Options) -> Result<Self, EngineError> {
+        let host = |what| move |source| EngineError::Host { what, source };
+        let memory = setup.memory.clone();
+        let core = Core::new(id, setup)?;
+        let kicker = core.kicker();
+        let shared = Shared::new().map_err(host("memory for a vCPU"))?;
+        let mut context = ContextCell::new(&shared);
+        let xstate = xstate::Layout::of_host();
+        let cache =
+            Cache::new(options.code_cache, xstate.avx, xstate.xsaveopt).map_err(host("executable memory"))?;
+        let stack = ReturnStack::new().map_err(host("memory for a stack"))?;
+        let interrupt = kicker.clone();
+        let writer = memory.add_direct_writer(Box::new(move || interrupt.kick()));
+        for user in [false, true] {
+            cache.forget_targets(user, &mut context);
+        }
+        let filler = Filler::new(core, memory.clone(), shared);
+        let fixed = context.get();
+        fixed.fill = Filler::entry();
+        fixed.proceed = kicker.word().as_ptr() as u64;
+        fixed.stack_base = stack.start();
+        fixed.page_mask = 0x0000_ffff_ffff_f000;
+        fixed.offset_mask = 0xfff;
+        fixed.sign_mask = 1 << 63;
+        fixed.target_mask = crate::context::TARGET_SLOTS as u64 - 1;
+        fixed.cross_masks = std::array::from_fn(|n| 0xfff & !((2u64 << n) - 1));
+        fixed.xsave_mask = xstate.mask;
+        fixed.host_mxcsr = u64::from(enter::mxcsr());
+        let marks_seen = memory.marks();
+        let writes_seen = memory.epoch();
+        Ok(Self {
+            filler,
+            cache,
+            context,
+            stack,
+            memory,
+            writer,
+            kicker,
+            heat: vec![0; HEAT_SLOTS].into_boxed_slice(),
+            marks_seen,
+            writes_seen,
+            vector_away: false,
+            xstate,
+            table_modes: [None; 2],
+            counts: Counts::default(),
+            left: None,
+            translated: 0,
+            hot: options.hot.max(1),
+        })
+    }
+
+    fn core(&mut self) -> &mut Core {
+        &mut self.filler.core
+    }
+
+    /// Runs up to `limit` instructions, or without counting.
+    fn execute(&mut self, limit: Option<u64>, io: &mut dyn Platform) -> Exit {
+        self.core().begin();
+        self.left = limit.map(|limit| limit.min(i64::MAX as u64));
+        let (mut seen, mut stuck) = (u64::MAX, 0u32);
+        loop {
+            if self.filler.core.wants_attention() {
+                if let Some(exit) = self.filler.core.attend(io) {
+                    return exit;
+                }
+                if self.filler.core.wants_event() {
+                    continue;
+                }
+            }
+            if self.left == Some(0) {
+                return Exit::Budget;
+            }
+            self.catch_up();
+            let outcome = match self.mode() {
+                Some(mode) => self.advance(mode, io),
+                None => self.interpret(u64::MAX, io),
+            };
+            match outcome {
+                Outcome::Ran => {}
+                Outcome::Exit(exit) => return exit,
+                Outcome::WantsVector => unreachable!("`interpret` has brought them back"),
+            }
+            let done = self.filler.core.instructions() + self.translated;
+            if self.left.is_some() && done == seen {
+                stuck += 1;
+                if stuck == MOST_STUCK {
+                    return Exit::Kicked;
+                }
+            } else {
+                (seen, stuck) = (done, 0);
+            }
+        }
+    }
+
+    fn interpret(&mut self, most: u64, io: &mut dyn Platform) -> Outcome {
+        self.counts.interpreted_blocks += 1;
+        let before = self.filler.core.instructions();
+        let most = most.min(self.left.unwrap_or(u64::MAX));
+        let mut outcome = self.filler.core.interpret(most, io);
+        if outcome == Outcome::WantsVector {
+            self.bring_vector_back();
+            outcome = self.filler.core.interpret(most, io);
+        }
+        if let Some(left) = &mut self.left {
+            *left -= (self.filler.core.instructions() - before).min(*left);
+        }
+        outcome
+    }
+
+    /// What the code at hand would be translated for; `None` where it is the reference's as a whole.
+    fn mode(&mut self) -> Option<Mode> {
+        let core = &self.filler.core;
+        if !core.is_plain() {
+            return None;
+        }
+        let state = core.state();
+        let long = match core.code_mode() {
+            CodeMode::Bits64 => true,
+            CodeMode::Bits32 => false,
+            CodeMode::Bits16 => return None,
+        };
+        let user = match state.cpl {
+            0 => false,
+            3 => true,
+            _ => return None,
+        };
+        let checks_alignment = user && state.cr0 & cr0::AM != 0 && state.rflags.contains(Rflags::AC);
+        if checks_alignment
+            || state.cr4 & cr4::LA57 != 0
+            || state.cr0 & cr0::PE == 0
+            || state.rflags.contains(Rflags::VM)
+        {
+            return None;
+        }
+        let bases = core.segment_bases();
+        let mut flat = 0;
+        if !long {
+            let unchecked = core.unchecked_segments();
+            for index in 0..6 {
+                let based = matches!(index, seg::FS | seg::GS);
+                if unchecked[index] && (based || bases[index] == 0) {
+                    flat |= 1 << index;
+                }
+            }
+            if bases[seg::CS] != 0 || core.code_limit() != 0xffff_ffff {
+                return None;
+            }
+            if core.stack_mask() != 0xffff_ffff {
+                flat &= !(1 << seg::SS);
+            }
+        }
+        let vector = if state.cr0 & (cr0::EM | cr0::TS) != 0 || state.cr4 & cr4::OSFXSR == 0 {
+            VectorLevel::None
+        } else if state.cr4 & cr4::OSXSAVE == 0 || state.vector.xcr0 & 6 != 6 {
+            VectorLevel::Sse
+        } else if state.vector.xcr0 & 0xe0 != 0xe0 {
+            VectorLevel::Avx
+        } else {
+            VectorLevel::Avx512
+        };
+        Some(Mode { long, user, flat, vector: vector.min(self.xstate.level), counted: self.left.is_some() })
+    }
+
+    /// Runs translated code from here on, or interprets some.
+    fn advance(&mut self, mode: Mode, io: &mut dyn Platform) -> Outcome {
+        let rip = self.filler.core.rip();
+        let Some(block) = self.find(rip, mode, io) else {
+            return self.interpret(u64::MAX, io);
+        };
+        if !self.filler.select_view() {
+            return self.interpret(u64::MAX, io);
+        }
+        self.run(block, mode, io)
+    }
+
+    /// The translation of the code at `rip`, if there is one or it is time for one.
+    fn find(&mut self, rip: u64, mode: Mode, io: &mut dyn Platform) -> Option<BlockId> {
+        if let Some(block) = self.cache.find(rip, mode) {
+            return Some(block);
+        }
+        let heat = &mut self.heat[(rip ^ rip >> 16) as usize % HEAT_SLOTS];
+        let place = {
+            let mapping = self.filler.core.map_code(rip, io)?;
+            Place {
+                at: RamOffset(mapping.ram.0 + (rip & 0xfff)),
+                global: mapping.global,
+                large: mapping.large,
+            }
+        };
+        if let Some(block) = self.cache.find_at(rip, mode, place, &mut self.context) {
+            return Some(block);
+        }
+        *heat = heat.saturating_add(1);
+        if *heat < self.hot {
+            return None;
+        }
+        let block = self.cache.translate(rip, mode, place, &self.memory, &mut self.context);
+        if block.is_none() {
+            // Not for a while.
+            self.heat[(rip ^ rip >> 16) as usize % HEAT_SLOTS] = 0;
+        }
+        // Bytes may have been marked, which the views have to know.
+        self.catch_up();
+        block.filter(|&id| self.cache.find(rip, mode) == Some(id))
+    }
+
+    /// Takes notice of what the guest, other vCPUs and devices have invalidated.
+    fn catch_up(&mut self) {
+        if self.filler.core.has_dropped() {
+            let dropped = self.filler.core.take_dropped();
+            self.filler.invalidate(&dropped);
+            let (cache, context) = (&mut self.cache, &mut self.context);
+            if dropped.all {
+                cache.doubt(context, |_| true);
+            } else {
+                if dropped.local {
+                    cache.doubt(context, |page| !page.global);
+                }
+                for address in &dropped.addresses {
+                    cache.doubt(context, |page| {
+                        page.page == address & !0xfff || page.large && page.page >> 30 == address >> 30
+                    });
+                }
+            }
+        }
+        if self.memory.epoch() != self.writes_seen {
+            let (cache, memory) = (&mut self.cache, &self.memory);
+            let mut frames = Vec::new();
+            if memory.written_since(&mut self.writes_seen, |frame| frames.push(frame)) {
+                frames.dedup();
+                for frame in frames {
+                    cache.check_frame(frame, memory);
+                }
+            } else {
+                cache.check_all(memory);
+            }
+        }
+    }
+
+    /// Enters a block and deals with how it was left.
+    fn run(&mut self, block: BlockId, mode: Mode, io: &mut dyn Platform) -> Outcome {
+        if self.table_modes[usize::from(mode.user)] != Some(mode) {
+            self.cache.forget_targets(mode.user, &mut self.context);
+            self.table_modes[usize::from(mode.user)] = Some(mode);
+        }
+        self.stack.set_bottom(self.cache.stubs.bottom[usize::from(mode.user)]);
+        let entry = self.cache.block(block).entry;
+        self.publish(entry);
+        while !self.memory.enter_direct(&self.writer, self.marks_seen) {
+            let mut frames = Vec::new();
+            if self.memory.marked_since(&mut self.marks_seen, |frame| frames.push(frame)) {
+                self.filler.give_up_writing(&frames);
+            } else {
+                self.filler.drop_everything();
+            }
+        }
+        if std::mem::take(&mut self.cache.patched) {
+            enter::serialize();
+        }
+        let running = signals::Running {
+            code: self.cache.code_range(),
+            guard: (self.stack.guard().start, self.stack.guard().end),
+            stack_start: self.stack.start(),
+            fault_stub: self.cache.stubs.fault,
+            argument: &raw mut self.context.get().argument,
+        };
+        self.filler.run(self.cache.stubs.enter, self.context.pointer(), io, running);
+        self.writer.leave();
+        self.counts.entries += 1;
+        self.collect();
+        self.settle(mode, io)
+    }
+
+    /// Hands the architectural state to translated code.
+    fn publish(&mut self, entry: u64) {
+        let context = self.context.get();
+        let core = &mut self.filler.core;
+        context.gpr = *core.registers();
+        let flags = core.rflags();
+        context.flags = (flags & (Rflags::ARITHMETIC | Rflags::DF)).bits() | 2;
+        context.interrupt_flag = (flags & Rflags::IF).bits();
+        context.system_flags = (flags - (Rflags::ARITHMETIC | Rflags::DF | Rflags::IF)).bits();
+        context.calm = 0;
+        context.segment_base = core.segment_bases();
+        context.tsc_offset = core.state().tsc_offset;
+        context.vector_ready = 0;
+        context.vector_saved = u64::from(self.vector_away);
+        context.left = self.left.unwrap_or(0);
+        context.target = entry;
+        context.reason = 0;
+    }
+
+    /// Takes it back.
+    fn collect(&mut self) {
+        let context = self.context.get();
+        let core = &mut self.filler.core;
+        *core.registers() = context.gpr;
+        let flags = Rflags::from_bits_truncate(context.flags);
+        core.set_arithmetic_flags(flags & Rflags::ARITHMETIC);
+        let system = Rflags::from_bits_truncate(context.system_flags | context.interrupt_flag);
+        core.set_system_flags(system | flags & Rflags::DF | Rflags::ONE);
+        if let Some(left) = &mut self.left {
+            self.translated += *left - context.left;
+            *left = context.left;
+        }
+        if context.vector_saved != 0 {
+            self.vector_away = true;
+            core.keep_vector(true);
+        }
+    }
+
+    fn settle(&mut self, mode: Mode, io: &mut dyn Platform) -> Outcome {
+        let Context { reason, argument, r11, last_return, .. } = *self.context.get();
+        if let Some(count) = self.counts.exits.get_mut(reason as usize) {
+            *count += 1;
+        }
+        let link = argument as u32;
+        const LINK: u64 = ExitReason::Link as u64;
+        const POLL: u64 = ExitReason::Poll as u64;
+        const RETURN: u64 = ExitReason::Return as u64;
+        const INTERPRET: u64 = ExitReason::Interpret as u64;
+        const FAULT: u64 = ExitReason::Fault as u64;
+        const STALE: u64 = ExitReason::Stale as u64;
+        const VECTOR: u64 = ExitReason::Vector as u64;
+        const BUDGET: u64 = ExitReason::Budget as u64;
+        match reason {
+            LINK => {
+                let target = self.cache.link_target(link);
+                self.filler.core.set_rip(target);
+                let flushes = self.cache.counts.flushes;
+                if !self.filler.core.wants_attention()
+                    && let Some(block) = self.find(target, mode, io)
+                    && self.cache.counts.flushes == flushes
+                {
+                    self.cache.link(link, block);
+                }
+                Outcome::Ran
+            }
+            POLL => {
+                let target = self.cache.link_target(link);
+                self.filler.core.set_rip(target);
+                Outcome::Ran
+            }
+            RETURN => {
+                self.filler.core.set_rip(r11);
+                let canonical = (r11 as i64) << 16 >> 16 == r11 as i64;
+                if mode.long && !canonical {
+                    // The RET itself faults: put back what it popped.
+                    let at = self.cache.address_in((last_return >> 12) as BlockId, last_return & 0xfff);
+                    if let Some(at) = at {
+                        self.undo_return(at, io);
+                        self.give_back(1);
+                        self.filler.core.set_rip(at);
+                        return self.interpret(1, io);
+                    }
+                }
+                if !self.filler.core.wants_attention()
+                    && let Some(block) = self.find(r11, mode, io)
+                {
+                    self.cache.remember_target(block, &mut self.context);
+                }
+                Outcome::Ran
+            }
+            INTERPRET | FAULT => {
+                let host = if reason == INTERPRET { argument - 1 } else { argument };
+                let (block, rip) = self.cache.locate(host).expect("translated code leaves from a block");
+                self.filler.core.set_rip(rip);
+                self.give_back(u64::from(self.cache.not_done(block, rip)));
+                let outcome = self.interpret(1, io);
+                self.after_interpreted(mode, rip, io);
+                outcome
+            }
+            BUDGET => {
+                let rip = self.cache.rip_of(link).expect("a block names itself");
+                self.filler.core.set_rip(rip);
+                self.interpret(u64::MAX, io)
+            }
+            STALE | VECTOR => {
+                let rip = self.cache.rip_of(link).expect("a block names itself");
+                self.filler.core.set_rip(rip);
+                if reason == VECTOR {
+                    self.send_vector();
+                } else if let Some(block) = self.find(rip, mode, io) {
+                    self.cache.remember_target(block, &mut self.context);
+                }
+                Outcome::Ran
+            }
+            _ => unreachable!("translated code leaves with a reason"),
+        }
+    }
+
+    /// Instructions that were counted but not executed.
+    fn give_back(&mut self, count: u64) {
+        if let Some(left) = &mut self.left {
+            *left += count;
+            self.translated -= count;
+        }
+    }
+
+    /// After an instruction that may have been an indirect branch: its target may be one to remember.
+    fn after_interpreted(&mut self, mode: Mode, from: u64, io: &mut dyn Platform) {
+        let rip = self.filler.core.rip();
+        let near = rip.wrapping_sub(from) < 16;
+        if near || self.filler.core.wants_attention() {
+            return;
+        }
+        self.catch_up();
+        if self.mode() == Some(mode)
+            && let Some(block) = self.find(rip, mode, io)
+        {
+            self.cache.remember_target(block, &mut self.context);
+        }
+    }
+
+    /// RSP as it was before the RET at `at`.
+    fn undo_return(&mut self, at: u64, io: &mut dyn Platform) {
+        let mut bytes = [0; 15];
+        let mut len = 0;
+        while len < bytes.len() {
+            let address = at.wrapping_add(len as u64);
+            let Some(mapping) = self.filler.core.map_code(address, io) else { break };
+            let left = (0x1000 - (address & 0xfff)) as usize;
+            let part = left.min(bytes.len() - len);
+            self.memory.load_bytes(RamOffset(mapping.ram.0 + (address & 0xfff)), &mut bytes[len..len + part]);
+            len += part;
+        }
+        let mut decoder = iced_x86::Decoder::with_ip(64, &bytes[..len], at, iced_x86::DecoderOptions::NONE);
+        let instruction = decoder.decode();
+        let extra = if instruction.op_count() == 1 { instruction.immediate(0) } else { 0 };
+        let rsp = &mut self.filler.core.registers()[x86::state::gpr::RSP];
+        *rsp = rsp.wrapping_sub(8 + extra);
+    }
+
+    /// Vector registers: from the context's image to the core.
+    fn bring_vector_back(&mut self) {
+        if std::mem::take(&mut self.vector_away) {
+            let image = self.context.bytes(XSAVE, crate::context::XSAVE_BYTES);
+            self.xstate.read(image, self.filler.core.vector());
+            self.filler.core.keep_vector(false);
+        }
+    }
+
+    /// Vector registers: from the core to the context's image.
+    fn send_vector(&mut self) {
+        if !self.vector_away {
+            let image = self.context.bytes(XSAVE, crate::context::XSAVE_BYTES);
+            self.xstate.write(self.filler.core.vector(), image);
+            self.filler.core.keep_vector(true);
+            self.vector_away = true;
+        }
+    }
+}
+
+impl Vcpu for TranslatedVcpu {
+    fn run(&mut self, budget: Budget, platform: &mut dyn Platform) -> Result<Exit, EngineError> {
+        signals::prepare_thread().map_err(|source| EngineError::Host { what: "signal handlers", source })?;
+        let limit = match budget {
+            Budget::Unlimited => None,
+            Budget::Instructions(count) => Some(count),
+        };
+        Ok(self.execute(limit, platform))
+    }
+
+    fn state(&mut self, _groups: Groups) -> Result<&mut CpuState, EngineError> {
+        self.bring_vector_back();
+        self.core().lend_state()
+    }
+
+    fn kicker(&self) -> Kicker {
+        self.kicker.clone()
+    }
+
+    fn instructions(&self) -> u64 {
+        self.filler.core.instructions() + self.translated
+    }
+}
