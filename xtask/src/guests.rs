@@ -103,7 +103,11 @@ pub(crate) fn fetch(root: &Path, purpose: For) -> Result<()> {
         fetch_packages(&cache, &guests, &missing, &mut failed)?;
     }
     if purpose == For::Everything {
-        for recipe in rootfs::FOR_TESTS {
+        let mut recipes = rootfs::FOR_TESTS.to_vec();
+        if env::var_os("OMBRA_LONG").is_some_and(|value| value == "1") {
+            recipes.push(&rootfs::NODE);
+        }
+        for recipe in recipes {
             if let Err(error) = rootfs::archive(root, recipe) {
                 failed.push(format!("rootfs-{}: {error:#}", recipe.name));
             }

@@ -44,7 +44,7 @@ fn boots(guests: &Guests, kernel: &str, busybox: &str, machine: &str) {
 
 /// Nothing in the kernel's log that a sound machine doesn't cause.
 #[track_caller]
-fn healthy(log: &str) {
+pub(crate) fn healthy(log: &str) {
     for symptom in [
         "WARNING:",
         "BUG:",

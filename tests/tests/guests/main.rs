@@ -4,12 +4,14 @@
 //! whose guest isn't there is reported as ignored, after a line that says what is missing; with `OMBRA_NO_SKIP=1` it
 //! fails. `OMBRA_LONG=1` adds what takes minutes. Each guest gets one core's time, so the tests may run side by side.
 //!
-//! `cargo test -p conformance --test guests -- PART_OF_A_NAME` runs some of them.
+//! Each test is run on each of [`ENGINES`]. `cargo test -p conformance --test guests -- PART_OF_A_NAME` runs some of them.
 
 mod archive;
 mod commands;
+mod jits;
 mod kernels;
 mod lifecycle;
+mod patching;
 mod process;
 mod terminals;
 
@@ -21,8 +23,15 @@ use std::process::ExitCode;
 /// One test: its name, the files below `cache/guests` that it needs, what it does.
 type Test = (&'static str, &'static [&'static str], fn(&Guests));
 
+/// The engines that the binary offers, as `--engine` has them.
+const ENGINES: &[&str] = &["interpreter"];
+
 /// Tests that take minutes and show little that another doesn't: run with `OMBRA_LONG=1`.
-const LONG: &[&str] = &["memtest86_of_32_bits_runs_its_first_pass"];
+const LONG: &[&str] = &[
+    "memtest86_of_32_bits_runs_its_first_pass",
+    "a_kernel_may_change_its_code_twenty_times",
+    "node_computes_as_it_should",
+];
 
 /// What most tests need.
 const CLOUD: &[&str] = &["cloud/vmlinuz", "busybox"];
@@ -35,15 +44,17 @@ fn main() -> ExitCode {
     let long = std::env::var_os("OMBRA_LONG").is_some_and(|value| value == "1");
     let binary = std::env::var_os("OMBRA_BIN").map(PathBuf::from).filter(|path| path.is_file());
     let folder = cache.join("guests");
-    let tests = [kernels::TESTS, commands::TESTS, lifecycle::TESTS, terminals::TESTS];
-    let trials = tests.into_iter().flatten().map(|&(name, files, test)| {
+    let tests =
+        [kernels::TESTS, commands::TESTS, lifecycle::TESTS, terminals::TESTS, patching::TESTS, jits::TESTS];
+    let mut trials = Vec::new();
+    for &(name, files, test) in tests.into_iter().flatten() {
         let missing = match &binary {
             None => Some("OMBRA_BIN names no binary; `cargo xtask test` builds and names it".to_owned()),
             Some(_) => files
                 .iter()
                 .map(|file| folder.join(file))
                 .find(|path| !path.exists())
-                .map(|path| format!("there is no {}; `cargo xtask guests` fetches it", path.display())),
+                .map(|path| format!("there is no {}; {}", path.display(), source(&path))),
         };
         if let (Some(missing), false) = (&missing, arguments.list) {
             eprintln!("SKIPPED {name}: {missing}");
@@ -53,15 +64,28 @@ fn main() -> ExitCode {
             eprintln!("SKIPPED {name}: it takes minutes; OMBRA_LONG=1 runs it");
         }
         let ignored = too_long || missing.is_some() && !strict;
-        let guests = Guests { binary: binary.clone().unwrap_or_default(), folder: folder.clone() };
-        Trial::test(name, move || match missing {
-            Some(missing) => Err(missing.into()),
-            None => {
-                test(&guests);
-                Ok(())
-            }
-        })
-        .with_ignored_flag(ignored)
-    });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+        for &engine in ENGINES {
+            let missing = missing.clone();
+            let guests =
+                Guests { binary: binary.clone().unwrap_or_default(), folder: folder.clone(), engine };
+            let run = move || match missing {
+                Some(missing) => Err(missing.into()),
+                None => {
+                    test(&guests);
+                    Ok(())
+                }
+            };
+            trials.push(Trial::test(format!("{engine}::{name}"), run).with_ignored_flag(ignored));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// What makes a missing file.
+fn source(path: &Path) -> String {
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    match name.strip_prefix("rootfs-") {
+        Some(name) => format!("`cargo xtask rootfs {name}` makes it"),
+        None => "`cargo xtask guests` fetches it".to_owned(),
+    }
 }

@@ -14,6 +14,8 @@ pub(crate) struct Guests {
     pub(crate) binary: PathBuf,
     /// `cache/guests`.
     pub(crate) folder: PathBuf,
+    /// What executes guest code, as `--engine` has it.
+    pub(crate) engine: &'static str,
 }
 
 impl Guests {
@@ -21,7 +23,9 @@ impl Guests {
     pub(crate) fn ombra(&self) -> Command {
         let mut command = Command::new(&self.binary);
         // The binary must find the same guests as the test.
-        command.arg("run").env("OMBRA_CACHE", self.folder.parent().unwrap_or(Path::new("/")));
+        command
+            .args(["run", "--engine", self.engine])
+            .env("OMBRA_CACHE", self.folder.parent().unwrap_or(Path::new("/")));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
