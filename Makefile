@@ -1,8 +1,10 @@
 # The two commands that a newcomer needs, and those of everyday work. What they do is in xtask/.
 # Words for `ombra run`, such as ARGS="-m 1G -- uname -a".
 ARGS ?=
+# Flags for `cargo xtask bench`, such as BENCH="--only integer --rounds 5".
+BENCH ?=
 
-.PHONY: run test check bench guests clean tools
+.PHONY: run test check bench guests clean tools bench-tools
 
 run: tools
 	cargo xtask guests --for run
@@ -15,8 +17,8 @@ test: tools check
 check: tools
 	cargo xtask check
 
-bench: tools
-	cargo xtask bench
+bench: tools bench-tools
+	cargo xtask bench $(BENCH)
 
 guests: tools
 	cargo xtask guests
@@ -39,4 +41,11 @@ tools:
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ]; then apt-get install --yes --no-install-recommends $$missing; \
 		else echo "make: missing; as root: apt install$$missing" >&2; exit 1; fi; \
+	fi
+
+# What Ombra is compared with.
+bench-tools:
+	@if ! command -v qemu-system-x86_64 >/dev/null; then \
+		if [ "$$(id -u)" = 0 ]; then apt-get install --yes --no-install-recommends qemu-system-x86; \
+		else echo "make: missing; as root: apt install qemu-system-x86" >&2; exit 1; fi; \
 	fi

@@ -10,6 +10,7 @@ mod fuzz;
 mod guests;
 mod layers;
 mod rootfs;
+mod soak;
 
 use anyhow::{Context, Result, bail};
 use std::env;
@@ -22,10 +23,20 @@ usage: cargo xtask COMMAND
   check                 rustfmt, clippy with warnings denied, the layers of the workspace
   layers                only the layers: which crate may import which
   guests [--for run]    fetches guest kernels and busybox into cache/ (with `--for run`: what `make run` needs)
-  rootfs NAME           a root file system of Debian's programs: jit, programs, node or java
+  rootfs NAME           a root file system of Debian's programs: jit, programs or node
   test                  builds the release binary, fetches the guests, runs all tests
-  boots N               Debian's cloud kernel from start to power-off, N times in a row
-  bench [--runs N]      boot time and integer loop, Ombra against qemu-system-x86_64 (TCG) where that is installed
+  boots N [--engine E]  Debian's cloud kernel from start to power-off, N times in a row
+  soak [FLAGS]          compiles, compresses and runs scripts in a guest, and compares with native runs
+    --minutes N         for so long (default 60)
+    --engine NAME       on this engine of Ombra (default auto)
+    --cpus N            vCPUs, each with a load of its own (default 1)
+  bench [FLAGS]         guests/bench natively, on Ombra's engines and under qemu-system-x86_64 (TCG), in turn; a table
+    --only NAME         a workload or group (integer, memory, vector, kernel, atomics, code, programs); may be repeated
+    --rounds N          rounds through all of them (default 3)
+    --engine NAME       an engine of Ombra (default all); may be repeated
+    --no-native, --no-tcg
+    --scale FACTOR      so much of the work (default 1)
+    --write             the table goes into docs/benchmarks.md too
   bench --prepare       builds guests/bench into cache/guests: `bench`, and an initramfs of it, `bench.cpio`
   fuzz oracle [N]       N random cases (default 5000000) on the host CPU against the interpreter
   fuzz TARGET [--seconds N]
@@ -43,16 +54,10 @@ fn main() -> ExitCode {
         ["guests", "--for", "run"] => guests::fetch(&root(), guests::For::Run),
         ["rootfs", name] => rootfs::by_name(&root(), name),
         ["test"] => test(),
-        ["bench"] => bench::run(&root(), 5),
-        ["bench", "--prepare"] => bench::prepare(&root()),
-        ["bench", "--runs", runs] => match runs.parse() {
-            Ok(runs) if runs > 0 => bench::run(&root(), runs),
-            _ => Err(anyhow::anyhow!("--runs wants a number from 1, not `{runs}`")),
-        },
-        ["boots", count] => match count.parse() {
-            Ok(count) if count > 0 => boots::run(&root(), count),
-            _ => Err(anyhow::anyhow!("boots wants a number from 1, not `{count}`")),
-        },
+        ["bench", rest @ ..] => bench::command(rest),
+        ["boots", count] => boots::run(&root(), count, "auto"),
+        ["boots", count, "--engine", engine] => boots::run(&root(), count, engine),
+        ["soak", rest @ ..] => soak::command(&root(), rest),
         ["fuzz", rest @ ..] => fuzz_any(rest),
         _ => {
             eprint!("{USAGE}");

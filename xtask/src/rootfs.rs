@@ -54,7 +54,13 @@ pub(crate) const PROGRAMS: Recipe = Recipe {
         "usr/bin/x86_64-linux-gnu-dwp",
         "usr/bin/x86_64-linux-gnu-gp",
         "usr/bin/x86_64-linux-gnu-lto-dump",
-        "usr/lib/gcc/x86_64-linux-gnu/12/lib",
+        "usr/lib/gcc/x86_64-linux-gnu/12/libasan",
+        "usr/lib/gcc/x86_64-linux-gnu/12/libgcov",
+        "usr/lib/gcc/x86_64-linux-gnu/12/libgomp",
+        "usr/lib/gcc/x86_64-linux-gnu/12/libitm",
+        "usr/lib/gcc/x86_64-linux-gnu/12/liblsan",
+        "usr/lib/gcc/x86_64-linux-gnu/12/libtsan",
+        "usr/lib/gcc/x86_64-linux-gnu/12/libubsan",
         "usr/lib/gcc/x86_64-linux-gnu/12/lto1",
         "usr/lib/gcc/x86_64-linux-gnu/12/plugin/",
         "usr/lib/x86_64-linux-gnu/gconv/",
@@ -74,18 +80,11 @@ pub(crate) const NODE: Recipe = Recipe {
     without: &["usr/lib/x86_64-linux-gnu/perl"],
 };
 
-/// HotSpot's compilers.
-pub(crate) const JAVA: Recipe = Recipe {
-    name: "java",
-    packages: &["openjdk-17-jre-headless", "busybox-static"],
-    without: &["usr/share/fonts"],
-};
-
 /// What `cargo xtask test` wants.
 pub(crate) const FOR_TESTS: &[&Recipe] = &[&JIT];
 
 /// Recipes by name.
-pub(crate) const ALL: &[&Recipe] = &[&JIT, &PROGRAMS, &NODE, &JAVA];
+pub(crate) const ALL: &[&Recipe] = &[&JIT, &PROGRAMS, &NODE];
 
 /// Documentation, translations, and what only installing needs.
 const NEVER: &[&str] = &[
@@ -104,7 +103,6 @@ const NEVER: &[&str] = &[
 ];
 
 /// A file that [`with_files`] adds: path without a leading slash, permissions, contents.
-#[allow(dead_code, reason = "its first callers are being written")]
 pub(crate) type Added<'a> = (&'a str, u32, &'a [u8]);
 
 /// `cargo xtask rootfs NAME`: makes the archive and says where it is.
@@ -161,7 +159,6 @@ pub(crate) fn archive(root: &Path, recipe: &Recipe) -> Result<PathBuf> {
 /// Writes to `to` the archive `from` with more files, which replace those of the same names.
 ///
 /// The kernel unpacks archives that follow one another (early-userspace/buffer-format.rst).
-#[allow(dead_code, reason = "its first callers are being written")]
 pub(crate) fn with_files(from: &Path, files: &[Added<'_>], to: &Path) -> Result<()> {
     let context = || format!("can't write {}", to.display());
     fs::copy(from, to).with_context(context)?;

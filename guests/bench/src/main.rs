@@ -16,6 +16,7 @@ mod code;
 mod integer;
 mod kernel;
 mod memory;
+mod programs;
 mod raw;
 mod vector;
 mod workload;
@@ -33,7 +34,8 @@ const READY: &str = "bench-init";
 const DONE: &str = "bench-end";
 
 const USAGE: &str = "\
-usage: bench [NAME or GROUP]... [--scale FACTOR] [--scale NAME=FACTOR] [--repeat N] [--list]
+usage: bench [NAME or GROUP]... [--without NAME]... [--scale FACTOR] [--scale NAME=FACTOR] [--repeat N] [--list]
+  --without NAME       all but a workload or group
   --scale FACTOR       so much of each workload (default 1; at least one iteration)
   --scale NAME=FACTOR  so much of a workload or group; the last that fits counts
   --repeat N           up to N repetitions of each (default 3), fewer once they have taken a second
@@ -45,6 +47,8 @@ usage: bench [NAME or GROUP]... [--scale FACTOR] [--scale NAME=FACTOR] [--repeat
 struct Request {
     /// Names of workloads or groups; none for all.
     only: Vec<String>,
+    /// Workloads or groups that don't run.
+    without: Vec<String>,
     /// Workload or group, `None` for all; and the factor.
     scales: Vec<(Option<String>, f64)>,
     repeat: Option<u32>,
@@ -95,6 +99,7 @@ fn all() -> impl Iterator<Item = &'static Workload> {
         kernel::WORKLOADS,
         atomics::WORKLOADS,
         code::WORKLOADS,
+        programs::WORKLOADS,
     ]
     .into_iter()
     .flatten()
@@ -107,7 +112,8 @@ fn is_called(workload: &Workload, name: &str) -> bool {
 
 impl Request {
     fn wants(&self, workload: &Workload) -> bool {
-        self.only.is_empty() || self.only.iter().any(|name| is_called(workload, name))
+        (self.only.is_empty() || self.only.iter().any(|name| is_called(workload, name)))
+            && !self.without.iter().any(|name| is_called(workload, name))
     }
 
     fn iterations(&self, workload: &Workload) -> u64 {
@@ -133,6 +139,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Request, String> {
     while let Some(word) = words.next() {
         match word.as_str() {
             "--list" => request.list = true,
+            "--without" => request.without.push(known(&words.next().unwrap_or_default())?),
             "--repeat" => {
                 let count = words.next().and_then(|count| count.parse().ok()).filter(|&count| count > 0);
                 request.repeat = Some(count.ok_or("--repeat wants a number from 1")?);

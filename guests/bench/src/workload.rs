@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 use std::io;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Workloads that are judged together.
@@ -13,6 +14,7 @@ pub(crate) enum Group {
     Kernel,
     Atomics,
     Code,
+    Programs,
 }
 
 impl Group {
@@ -24,11 +26,12 @@ impl Group {
             Group::Kernel => "kernel",
             Group::Atomics => "atomics",
             Group::Code => "code",
+            Group::Programs => "programs",
         }
     }
 }
 
-/// What the CPU must have.
+/// What the CPU or the root file system must have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Needs {
     Nothing,
@@ -36,6 +39,8 @@ pub(crate) enum Needs {
     Aes,
     Sha,
     Avx2,
+    /// A program, by its path.
+    File(&'static str),
 }
 
 impl Needs {
@@ -50,6 +55,7 @@ impl Needs {
                 (is_x86_feature_detected!("sha") && ssse3, "SHA-NI")
             }
             Needs::Avx2 => (is_x86_feature_detected!("avx2"), "AVX2"),
+            Needs::File(path) => (Path::new(path).exists(), path),
         };
         (!there).then(|| format!("no {name}"))
     }
