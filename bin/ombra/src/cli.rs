@@ -118,6 +118,8 @@ pub(crate) struct Run {
 pub(crate) enum Engine {
     /// The best that this host can do
     Auto,
+    /// Guest code re-emitted for the host: fast
+    Translator,
     /// Instruction by instruction: works everywhere
     Interpreter,
 }

@@ -3,12 +3,14 @@
 //! The main thread runs the machine. A thread takes signals, one forwards stdin; both stop the machine through [`Stopper`].
 //! Three plans: a bare kernel with COM1 as `--serial` says; a shell in an initramfs of ours; a command in one.
 
-use crate::cli::{Engine, Run, Serial};
+use crate::cli::{Engine as EngineChoice, Run, Serial};
 use crate::guest::{Control, ControlWriter, Forward, Log, LogWriter, Piped};
 use crate::initramfs::{self, Contents, Mode};
 use crate::{find, terminal};
 use anyhow::{Context, Result};
 use control::{BootConfig, Initramfs, MachineConfig, SerialConfig};
+use engine::{Engine, EngineError, Setup};
+use interpreter::Interpreter;
 use machine::{Machine, Outcome, Stream, Streams};
 use signal_hook::consts::{
     SIGABRT, SIGALRM, SIGBUS, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSYS, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
@@ -20,6 +22,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
+use translator::Translator;
 
 /// Ombra's own failures.
 pub(crate) const FAILED: u8 = 125;
@@ -61,12 +64,7 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
         test_devices: flags.test_devices,
     };
     tracing::info!(kernel = %config.boot.kernel.display(), cmdline = config.boot.cmdline, "booting");
-    let machine = Machine::new(config, streams, |setup| match flags.engine {
-        // The interpreter is the only engine so far, so it is the best.
-        Engine::Auto | Engine::Interpreter => {
-            Ok(Arc::new(interpreter::Interpreter::new(setup)?) as Arc<dyn engine::Engine>)
-        }
-    })?;
+    let machine = Machine::new(config, streams, |setup| make_engine(flags, setup))?;
     let stopper = Stopper { handle: machine.handle(), reason: Arc::default() };
     let console = flags.serial == Serial::Stdio;
     let raw = if interactive && console {
@@ -293,5 +291,21 @@ impl Stopper {
             })
             .context("the host refuses a thread")?;
         Ok(())
+    }
+}
+
+/// The engine that was asked for; the best that this host can do, where none was.
+fn make_engine(flags: &Run, setup: Setup) -> Result<Arc<dyn Engine>, EngineError> {
+    let translator = |setup| Translator::new(setup, translator::Options::default());
+    match flags.engine {
+        EngineChoice::Translator => Ok(Arc::new(translator(setup)?)),
+        EngineChoice::Auto => match translator(setup.clone()) {
+            Ok(engine) => Ok(Arc::new(engine)),
+            Err(error) => {
+                tracing::warn!(%error, "this host can't translate; interpreting");
+                Ok(Arc::new(Interpreter::new(setup)?))
+            }
+        },
+        EngineChoice::Interpreter => Ok(Arc::new(Interpreter::new(setup)?)),
     }
 }
