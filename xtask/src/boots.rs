@@ -1,4 +1,4 @@
-//! `cargo xtask boots N`: Debian's cloud kernel from start to power-off, N times in a row, each with a command's status.
+//! `cargo xtask boots N [--engine NAME]`: Debian's cloud kernel from start to power-off, N times in a row, each with a command's status.
 //!
 //! Stops at the first boot that fails and keeps its kernel log. What tests do once, this does until rare races show. A status
 //! that changes from run to run proves that it came from this guest.
@@ -10,7 +10,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Boots `count` times, on one and on two vCPUs in turn.
-pub(crate) fn run(root: &Path, count: u32) -> Result<()> {
+pub(crate) fn run(root: &Path, count: &str, engine: &str) -> Result<()> {
+    let Some(count) = count.parse::<u32>().ok().filter(|&count| count > 0) else {
+        bail!("boots wants a number from 1, not `{count}`");
+    };
     guests::fetch(root, guests::For::Run)?;
     let binary = crate::release_binary()?;
     let mut times: Vec<Duration> = Vec::new();
@@ -18,7 +21,7 @@ pub(crate) fn run(root: &Path, count: u32) -> Result<()> {
         let (cpus, status) = (1 + (number - 1) % 2, (number % 100) as i32 + 1);
         let start = Instant::now();
         let output = Command::new(&binary)
-            .args(["run", "--verbose", "--cpus", &cpus.to_string(), "--", "sh", "-c"])
+            .args(["run", "--verbose", "--engine", engine, "--cpus", &cpus.to_string(), "--", "sh", "-c"])
             .arg(format!("echo up; exit {status}"))
             .env("OMBRA_CACHE", guests::cache(root))
             .stdin(Stdio::null())

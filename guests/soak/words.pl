@@ -1,0 +1,14 @@
+# words.pl TEXT: counts words by their letters, with regular expressions and sorting.
+use strict;
+use warnings;
+
+my (%count, %anagrams);
+while (my $line = <>) {
+    $count{$_}++ for $line =~ /(\w+)/g;
+    $line =~ s/([aeiou])(\w)/$2$1/g;
+    $count{"$1-$2"}++ while $line =~ /\b(\w)\w*?(\w)\b/g;
+}
+push @{ $anagrams{ join '', sort split //, $_ } }, $_ for sort keys %count;
+print "$_ $count{$_}\n" for sort { $count{$b} <=> $count{$a} || $a cmp $b } keys %count;
+print join(' ', @{ $anagrams{$_} }), "\n" for grep { @{ $anagrams{$_} } > 1 } sort keys %anagrams;
+printf "%.6f\n", eval { my $sum = 0; $sum += sqrt $_ for values %count; sprintf '%.6f', $sum };
