@@ -10,7 +10,7 @@ use crate::flags::Flags;
 use crate::tlb::Dropped;
 use crate::vcpu::InterpretedVcpu;
 use crate::walk::{Actor, Intent};
-use engine::{EngineError, Exit, Groups, Kicker, Platform, Setup, Vcpu, VcpuId};
+use engine::{Counters, EngineError, Exit, Groups, Kicker, Platform, Setup, Vcpu, VcpuId};
 use memory::RamOffset;
 use x86::state::{VectorState, seg};
 use x86::{CpuState, Rflags};
@@ -96,10 +96,41 @@ impl Core {
         &self.vcpu.cpu.state
     }
 
-    /// Flags other than the arithmetic ones, as code that another engine ran has left them. RFLAGS.IF may differ from before, and
-    /// DF; nothing else.
+    /// Flags other than the arithmetic ones, as code that another engine ran has left them. IF, DF and AC may differ from before;
+    /// nothing else.
     pub fn set_system_flags(&mut self, flags: Rflags) {
-        self.cpu().state.rflags = flags;
+        let cpu = self.cpu();
+        let changed = cpu.state.rflags ^ flags;
+        cpu.state.rflags = flags;
+        if changed.contains(Rflags::AC) {
+            cpu.select_tlb();
+        }
+    }
+
+    /// Sets or clears RFLAGS.AC as STAC and CLAC do.
+    pub fn set_alignment_flag(&mut self, set: bool) {
+        let cpu = self.cpu();
+        cpu.state.rflags.set(Rflags::AC, set);
+        cpu.select_tlb();
+    }
+
+    /// The GS base in force and IA32_KERNEL_GS_BASE, which SWAPGS exchanges.
+    #[inline]
+    pub fn set_gs_bases(&mut self, base: u64, kernel: u64) {
+        let cpu = self.cpu();
+        if cpu.segment_base[seg::GS] != base {
+            cpu.state.segments[seg::GS].base = base;
+            cpu.segment_base[seg::GS] = base;
+        }
+        cpu.state.kernel_gs_base = kernel;
+    }
+
+    /// The instruction at hand follows an STI that another engine executed: no event is taken before it (SDM 2B STI).
+    pub fn cast_sti_shadow(&mut self) {
+        let cpu = self.cpu();
+        cpu.state.sti_shadow = true;
+        cpu.special |= special::RECHECK;
+        cpu.update_mode();
     }
 
     /// General registers in encoding order.
@@ -216,6 +247,12 @@ impl Core {
     #[must_use]
     pub fn instructions(&self) -> u64 {
         self.vcpu.cpu.instructions
+    }
+
+    /// What the reference has counted.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.vcpu.counters()
     }
 
     /// Says whether another engine has the vector registers.

@@ -289,6 +289,23 @@ impl Asm {
         self.modrm(to.0, Mem::Gs(mask));
     }
 
+    /// SARX of 64 bits.
+    pub(crate) fn sarx(&mut self, to: Reg, from: Reg, by: Reg) {
+        // VEX.LZ.F3.0F38.W1 F7 /r
+        let first = (1 - to.high()) << 7 | 0x40 | (1 - from.high()) << 5 | 2;
+        self.raw(&[0xc4, first, 0x80 | (!by.0 & 15) << 3 | 2, 0xf7, 0xc0 | to.low() << 3 | from.low()]);
+    }
+
+    /// MOVSXD: 32 bits sign-extended to 64.
+    pub(crate) fn sign_extend(&mut self, to: Reg, from: Reg) {
+        self.raw(&[0x48 | to.high() << 2 | from.high(), 0x63, 0xc0 | to.low() << 3 | from.low()]);
+    }
+
+    /// `wrgsbase`.
+    pub(crate) fn wrgsbase(&mut self, reg: Reg) {
+        self.raw(&[0xf3, 0x48 | reg.high(), 0x0f, 0xae, 0xd8 | reg.low()]);
+    }
+
     /// RORX of 64 bits.
     pub(crate) fn rorx(&mut self, to: Reg, from: Reg, by: u8) {
         let first = (1 - to.high()) << 7 | 0x40 | (1 - from.high()) << 5 | 3;
@@ -458,6 +475,9 @@ mod tests {
                         asm.mov(ra, rb);
                         asm.pext(ra, rb, disp);
                         asm.rorx(ra, rb, 32);
+                        asm.sarx(ra, rb, ra);
+                        asm.sign_extend(ra, rb);
+                        asm.wrgsbase(ra);
                         asm.store(Size::B1, Mem::near(rb, disp), ra);
                     });
                     let (wa, wb) = (names[usize::from(a)], names[usize::from(b)]);
@@ -498,6 +518,17 @@ mod tests {
                         (rorx.mnemonic(), rorx.op0_register(), rorx.op1_register()),
                         (Mnemonic::Rorx, wa, wb)
                     );
+                    let sarx = code.next().expect("sarx");
+                    assert_eq!(
+                        (sarx.mnemonic(), sarx.op0_register(), sarx.op1_register()),
+                        (Mnemonic::Sarx, wa, wb)
+                    );
+                    assert_eq!(sarx.op2_register(), wa);
+                    let extend = code.next().expect("movsxd");
+                    assert_eq!((extend.mnemonic(), extend.op0_register()), (Mnemonic::Movsxd, wa));
+                    assert_eq!(extend.op1_register().full_register(), wb);
+                    let base = code.next().expect("wrgsbase");
+                    assert_eq!((base.mnemonic(), base.op0_register()), (Mnemonic::Wrgsbase, wa));
                     let store = code.next().expect("store");
                     assert_eq!(store.op1_register().full_register(), wa);
                     assert_eq!(store.op1_register().size(), 1);

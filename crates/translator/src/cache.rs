@@ -10,7 +10,7 @@
 //! Called by the run loop on the vCPU's thread, never while translated code runs; no locks.
 
 use crate::context::{self, CELL_COUNT, CELLS};
-use crate::emit::{self, Mark, Mode, Request, Translation};
+use crate::emit::{self, Features, Mark, Mode, Request, Translation};
 use crate::raw::code::CodeMemory;
 use crate::raw::enter::ContextCell;
 use crate::stubs::{self, Stubs};
@@ -99,6 +99,7 @@ pub(crate) struct Cache {
     /// Bytes of code memory that the stubs take.
     fixed: usize,
     pub(crate) stubs: Stubs,
+    features: Features,
     blocks: Vec<Block>,
     links: Vec<Link>,
     by_key: HashMap<Key, BlockId>,
@@ -114,13 +115,14 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    pub(crate) fn new(bytes: usize, avx: bool, xsaveopt: bool) -> io::Result<Self> {
+    pub(crate) fn new(features: Features, bytes: usize, avx: bool, xsaveopt: bool) -> io::Result<Self> {
         let mut code = CodeMemory::new(bytes)?;
         let stubs = stubs::write(&mut code, avx, xsaveopt);
         Ok(Self {
             fixed: code.used(),
             code,
             stubs,
+            features,
             blocks: Vec::new(),
             links: Vec::new(),
             by_key: HashMap::new(),
@@ -213,6 +215,7 @@ impl Cache {
                 cell,
                 block: self.blocks.len() as u32,
                 first_link: self.links.len() as u32,
+                features: self.features,
             })?;
             if made.code.len() + 64 <= self.code.free() {
                 return Some(made);
@@ -470,6 +473,13 @@ impl Cache {
         let index = block.key.rip as usize & (context::TARGET_SLOTS - 1);
         context.set_word(context::target_tags(user), index, block.key.rip.wrapping_neg());
         context.set_word(context::target_hosts(user), index, block.entry);
+    }
+
+    /// The guest code of a block from `rip` on, and whether it is 64-bit code.
+    pub(crate) fn guest_code(&self, id: BlockId, rip: u64) -> (&[u8], bool) {
+        let block = &self.blocks[id as usize];
+        let from = (rip.wrapping_sub(block.key.rip) as usize).min(block.bytes.len());
+        (&block.bytes[from..], block.key.mode.long)
     }
 
     /// Code bytes in use.

@@ -14,8 +14,10 @@ pub(crate) struct Context {
     pub(crate) gpr: [u64; 16],
     /// Arithmetic flags and DF, as PUSHF of the host stores them, while Rust runs.
     pub(crate) flags: u64,
-    /// All flags but the arithmetic ones, DF and IF, with bit 1 set.
+    /// All flags but the arithmetic ones, DF, IF and AC, with bit 1 set.
     pub(crate) system_flags: u64,
+    /// RFLAGS.AC in its place, or 0.
+    pub(crate) alignment_flag: u64,
     /// RFLAGS.IF in its place, or 0.
     pub(crate) interrupt_flag: u64,
     /// Not zero: no event can be waiting for IF to be set.
@@ -56,7 +58,23 @@ pub(crate) struct Context {
     pub(crate) segment_base: [u64; 6],
     /// Guest TSC minus host TSC.
     pub(crate) tsc_offset: u64,
-    /// GS bases of the views: user, supervisor, supervisor with SMAP lifted.
+    /// IA32_KERNEL_GS_BASE.
+    pub(crate) kernel_gs_base: u64,
+    /// IA32_TSC_AUX.
+    pub(crate) tsc_aux: u64,
+    /// Selectors of the segment registers.
+    pub(crate) selectors: [u64; 6],
+    /// CR0, (unused), CR2, CR3, CR4.
+    pub(crate) control: [u64; 5],
+    /// The instruction after the last STI that translated code executed; an address that no instruction has at first.
+    pub(crate) after_sti: u64,
+    /// What of RFLAGS POPF leaves to the reference where it changes: all but the arithmetic flags, DF and IF.
+    pub(crate) popf_mask: u64,
+    /// RFLAGS.IF.
+    pub(crate) interrupt_mask: u64,
+    /// 31 and 63: bit numbers in an operand.
+    pub(crate) bit_masks: [u64; 2],
+    /// GS bases of the views (0: there is none yet): user, supervisor, supervisor with SMAP lifted.
     pub(crate) views: [u64; 3],
     /// Not zero: the vector registers are the guest's.
     pub(crate) vector_ready: u64,

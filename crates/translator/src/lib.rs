@@ -12,6 +12,8 @@
 //! | `stubs` | ways in and out, what translated code calls |
 //! | `context` | what translated code and Rust share |
 //! | `asm` | a small assembler |
+//! | `counts` | what is counted, for people |
+//! | `watched` | whether an event may be waiting for IF |
 //! | `xstate` | vector registers while Rust runs |
 //! | `raw` | code memory, the call into it, signals |
 //!
@@ -22,10 +24,12 @@
 mod asm;
 mod cache;
 mod context;
+mod counts;
 mod emit;
 mod raw;
 mod stubs;
 mod vcpu;
+mod watched;
 mod xstate;
 
 use engine::{Caps, Engine, EngineError, Setup, Vcpu, VcpuId};
@@ -37,11 +41,13 @@ pub struct Options {
     pub code_cache: usize,
     /// Code is translated when it is met for this many times, 1..=255; before that it is interpreted.
     pub hot: u8,
+    /// Counts which instructions are left to the reference engine. Costs a little where that happens.
+    pub count_fallbacks: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { code_cache: 64 << 20, hot: 8 }
+        Self { code_cache: 64 << 20, hot: 8, count_fallbacks: false }
     }
 }
 

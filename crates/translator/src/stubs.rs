@@ -33,6 +33,23 @@ pub(crate) enum ExitReason {
     Budget,
 }
 
+impl ExitReason {
+    /// One more than the highest.
+    pub(crate) const COUNT: usize = Self::NAMES.len() + 1;
+    /// All of them, in order, with their names for people.
+    pub(crate) const NAMES: [(Self, &'static str); 9] = [
+        (Self::Link, "link"),
+        (Self::Indirect, "indirect"),
+        (Self::Return, "return"),
+        (Self::Interpret, "interpret"),
+        (Self::Fault, "fault"),
+        (Self::Poll, "poll"),
+        (Self::Stale, "stale"),
+        (Self::Vector, "vector"),
+        (Self::Budget, "budget"),
+    ];
+}
+
 /// Host addresses of the stubs.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Stubs {

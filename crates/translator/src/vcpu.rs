@@ -5,14 +5,16 @@
 
 use crate::cache::{BlockId, Cache, Place};
 use crate::context::{Context, XSAVE};
-use crate::emit::{Mode, VectorLevel};
+use crate::counts::{Counts, Fallbacks};
+use crate::emit::{Features, Mode, VectorLevel};
 use crate::raw::enter::{self, ContextCell};
 use crate::raw::fill::Filler;
 use crate::raw::signals;
 use crate::raw::stack::ReturnStack;
 use crate::stubs::ExitReason;
+use crate::watched::Watched;
 use crate::{Options, xstate};
-use engine::{Budget, EngineError, Exit, Groups, Kicker, Platform, Setup, Vcpu, VcpuId};
+use engine::{Budget, Counters, EngineError, Exit, Groups, Kicker, Platform, Setup, Vcpu, VcpuId};
 use interpreter::{CodeMode, Core, Outcome};
 use memory::{DirectWriter, GuestMemory, RamOffset};
 use shadow::Shared;
@@ -21,6 +23,8 @@ use x86::control::{cr0, cr4};
 use x86::state::seg;
 use x86::{CpuState, Rflags};
 
+/// No instruction's address.
+const NOWHERE: u64 = 1 << 63;
 const HEAT_SLOTS: usize = 1 << 16;
 /// Faults in a row without any instruction completing before a run comes back.
 const MOST_STUCK: u32 = 1000;
@@ -53,25 +57,21 @@ pub(crate) struct TranslatedVcpu {
     hot: u8,
 }
 
-/// What the run loop counts.
-#[derive(Clone, Copy, Default, Debug)]
-pub(crate) struct Counts {
-    pub(crate) entries: u64,
-    pub(crate) exits: [u64; 9],
-    pub(crate) interpreted_blocks: u64,
-}
-
 impl TranslatedVcpu {
     pub(crate) fn new(id: VcpuId, setup: Setup, options: &Options) -> Result<Self, EngineError> {
         let host = |what| move |source| EngineError::Host { what, source };
         let memory = setup.memory.clone();
+        let features = Features {
+            rdtscp: setup.cpuid.stored(0x8000_0001, 0).edx >> 27 & 1 != 0,
+            view_switch: setup.cpuid.stored(7, 0).ebx >> 20 & 1 != 0 && enter::has_fsgsbase(),
+        };
         let core = Core::new(id, setup)?;
         let kicker = core.kicker();
         let shared = Shared::new().map_err(host("memory for a vCPU"))?;
         let mut context = ContextCell::new(&shared);
         let xstate = xstate::Layout::of_host();
         let cache =
-            Cache::new(options.code_cache, xstate.avx, xstate.xsaveopt).map_err(host("executable memory"))?;
+            Cache::new(features, options.code_cache, xstate.avx, xstate.xsaveopt).map_err(host("executable memory"))?;
         let stack = ReturnStack::new().map_err(host("memory for a stack"))?;
         let interrupt = kicker.clone();
         let writer = memory.add_direct_writer(Box::new(move || interrupt.kick()));
@@ -86,6 +86,10 @@ impl TranslatedVcpu {
         fixed.page_mask = 0x0000_ffff_ffff_f000;
         fixed.offset_mask = 0xfff;
         fixed.sign_mask = 1 << 63;
+        let untouched = Rflags::all() - (Rflags::ARITHMETIC | Rflags::DF | Rflags::IF | Rflags::ONE);
+        fixed.popf_mask = untouched.bits();
+        fixed.interrupt_mask = Rflags::IF.bits();
+        fixed.bit_masks = [31, 63];
         fixed.target_mask = crate::context::TARGET_SLOTS as u64 - 1;
         fixed.cross_masks = std::array::from_fn(|n| 0xfff & !((2u64 << n) - 1));
         fixed.xsave_mask = xstate.mask;
@@ -106,7 +110,10 @@ impl TranslatedVcpu {
             vector_away: false,
             xstate,
             table_modes: [None; 2],
-            counts: Counts::default(),
+            counts: Counts {
+                fallbacks: options.count_fallbacks.then(Fallbacks::default),
+                ..Counts::default()
+            },
             left: None,
             translated: 0,
             hot: options.hot.max(1),
@@ -118,7 +125,7 @@ impl TranslatedVcpu {
     }
 
     /// Runs up to `limit` instructions, or without counting.
-    fn execute(&mut self, limit: Option<u64>, io: &mut dyn Platform) -> Exit {
+    fn execute(&mut self, limit: Option<u64>, io: &mut Watched<'_>) -> Exit {
         self.core().begin();
         self.left = limit.map(|limit| limit.min(i64::MAX as u64));
         let (mut seen, mut stuck) = (u64::MAX, 0u32);
@@ -156,8 +163,8 @@ impl TranslatedVcpu {
         }
     }
 
-    fn interpret(&mut self, most: u64, io: &mut dyn Platform) -> Outcome {
-        self.counts.interpreted_blocks += 1;
+    fn interpret(&mut self, most: u64, io: &mut Watched<'_>) -> Outcome {
+        self.counts.interpreted += 1;
         let before = self.filler.core.instructions();
         let most = most.min(self.left.unwrap_or(u64::MAX));
         let mut outcome = self.filler.core.interpret(most, io);
@@ -189,7 +196,9 @@ impl TranslatedVcpu {
             _ => return None,
         };
         let checks_alignment = user && state.cr0 & cr0::AM != 0 && state.rflags.contains(Rflags::AC);
+        let forbids_rdtsc = user && state.cr4 & cr4::TSD != 0;
         if checks_alignment
+            || forbids_rdtsc
             || state.cr4 & cr4::LA57 != 0
             || state.cr0 & cr0::PE == 0
             || state.rflags.contains(Rflags::VM)
@@ -226,19 +235,22 @@ impl TranslatedVcpu {
     }
 
     /// Runs translated code from here on, or interprets some.
-    fn advance(&mut self, mode: Mode, io: &mut dyn Platform) -> Outcome {
+    fn advance(&mut self, mode: Mode, io: &mut Watched<'_>) -> Outcome {
         let rip = self.filler.core.rip();
         let Some(block) = self.find(rip, mode, io) else {
+            if let Some(fallbacks) = &mut self.counts.fallbacks {
+                fallbacks.interpreted_at(rip);
+            }
             return self.interpret(u64::MAX, io);
         };
-        if !self.filler.select_view() {
+        if !self.filler.select_view(self.context.get()) {
             return self.interpret(u64::MAX, io);
         }
         self.run(block, mode, io)
     }
 
     /// The translation of the code at `rip`, if there is one or it is time for one.
-    fn find(&mut self, rip: u64, mode: Mode, io: &mut dyn Platform) -> Option<BlockId> {
+    fn find(&mut self, rip: u64, mode: Mode, io: &mut Watched<'_>) -> Option<BlockId> {
         if let Some(block) = self.cache.find(rip, mode) {
             return Some(block);
         }
@@ -262,6 +274,12 @@ impl TranslatedVcpu {
         if block.is_none() {
             // Not for a while.
             self.heat[(rip ^ rip >> 16) as usize % HEAT_SLOTS] = 0;
+            if let Some(fallbacks) = &mut self.counts.fallbacks {
+                let mut bytes = [0; 15];
+                let len = bytes.len().min((0x1000 - place.at.offset_in_page()) as usize);
+                self.memory.load_bytes(place.at, &mut bytes[..len]);
+                fallbacks.refuse(rip, &bytes[..len], mode.long);
+            }
         }
         // Bytes may have been marked, which the views have to know.
         self.catch_up();
@@ -273,6 +291,10 @@ impl TranslatedVcpu {
         if self.filler.core.has_dropped() {
             let dropped = self.filler.core.take_dropped();
             self.filler.invalidate(&dropped);
+            let [all, local, addresses] = &mut self.counts.dropped;
+            *all += u64::from(dropped.all);
+            *local += u64::from(!dropped.all && dropped.local);
+            *addresses += if dropped.all { 0 } else { dropped.addresses.len() as u64 };
             let (cache, context) = (&mut self.cache, &mut self.context);
             if dropped.all {
                 cache.doubt(context, |_| true);
@@ -292,6 +314,7 @@ impl TranslatedVcpu {
             let mut frames = Vec::new();
             if memory.written_since(&mut self.writes_seen, |frame| frames.push(frame)) {
                 frames.dedup();
+                self.counts.code_pages += frames.len() as u64;
                 for frame in frames {
                     cache.check_frame(frame, memory);
                 }
@@ -302,14 +325,14 @@ impl TranslatedVcpu {
     }
 
     /// Enters a block and deals with how it was left.
-    fn run(&mut self, block: BlockId, mode: Mode, io: &mut dyn Platform) -> Outcome {
+    fn run(&mut self, block: BlockId, mode: Mode, io: &mut Watched<'_>) -> Outcome {
         if self.table_modes[usize::from(mode.user)] != Some(mode) {
             self.cache.forget_targets(mode.user, &mut self.context);
             self.table_modes[usize::from(mode.user)] = Some(mode);
         }
         self.stack.set_bottom(self.cache.stubs.bottom[usize::from(mode.user)]);
         let entry = self.cache.block(block).entry;
-        self.publish(entry);
+        self.publish(entry, io.quiet);
         while !self.memory.enter_direct(&self.writer, self.marks_seen) {
             let mut frames = Vec::new();
             if self.memory.marked_since(&mut self.marks_seen, |frame| frames.push(frame)) {
@@ -336,15 +359,22 @@ impl TranslatedVcpu {
     }
 
     /// Hands the architectural state to translated code.
-    fn publish(&mut self, entry: u64) {
+    fn publish(&mut self, entry: u64, quiet: bool) {
         let context = self.context.get();
         let core = &mut self.filler.core;
         context.gpr = *core.registers();
         let flags = core.rflags();
         context.flags = (flags & (Rflags::ARITHMETIC | Rflags::DF)).bits() | 2;
         context.interrupt_flag = (flags & Rflags::IF).bits();
-        context.system_flags = (flags - (Rflags::ARITHMETIC | Rflags::DF | Rflags::IF)).bits();
-        context.calm = 0;
+        context.alignment_flag = (flags & Rflags::AC).bits();
+        context.system_flags = (flags - (Rflags::ARITHMETIC | Rflags::DF | Rflags::IF | Rflags::AC)).bits();
+        context.calm = u64::from(quiet && !core.wants_event());
+        context.after_sti = NOWHERE;
+        let state = core.state();
+        context.kernel_gs_base = state.kernel_gs_base;
+        context.tsc_aux = state.tsc_aux;
+        context.selectors = std::array::from_fn(|index| u64::from(state.segments[index].selector.0));
+        context.control = [state.cr0, 0, state.cr2, state.cr3, state.cr4];
         context.segment_base = core.segment_bases();
         context.tsc_offset = core.state().tsc_offset;
         context.vector_ready = 0;
@@ -361,8 +391,10 @@ impl TranslatedVcpu {
         *core.registers() = context.gpr;
         let flags = Rflags::from_bits_truncate(context.flags);
         core.set_arithmetic_flags(flags & Rflags::ARITHMETIC);
-        let system = Rflags::from_bits_truncate(context.system_flags | context.interrupt_flag);
+        let system = context.system_flags | context.interrupt_flag | context.alignment_flag;
+        let system = Rflags::from_bits_truncate(system);
         core.set_system_flags(system | flags & Rflags::DF | Rflags::ONE);
+        core.set_gs_bases(context.segment_base[seg::GS], context.kernel_gs_base);
         if let Some(left) = &mut self.left {
             self.translated += *left - context.left;
             *left = context.left;
@@ -373,7 +405,7 @@ impl TranslatedVcpu {
         }
     }
 
-    fn settle(&mut self, mode: Mode, io: &mut dyn Platform) -> Outcome {
+    fn settle(&mut self, mode: Mode, io: &mut Watched<'_>) -> Outcome {
         let Context { reason, argument, r11, last_return, .. } = *self.context.get();
         if let Some(count) = self.counts.exits.get_mut(reason as usize) {
             *count += 1;
@@ -390,7 +422,7 @@ impl TranslatedVcpu {
         match reason {
             LINK => {
                 let target = self.cache.link_target(link);
-                self.filler.core.set_rip(target);
+                self.stop_at(target);
                 let flushes = self.cache.counts.flushes;
                 if !self.filler.core.wants_attention()
                     && let Some(block) = self.find(target, mode, io)
@@ -402,11 +434,11 @@ impl TranslatedVcpu {
             }
             POLL => {
                 let target = self.cache.link_target(link);
-                self.filler.core.set_rip(target);
+                self.stop_at(target);
                 Outcome::Ran
             }
             RETURN => {
-                self.filler.core.set_rip(r11);
+                self.stop_at(r11);
                 let canonical = (r11 as i64) << 16 >> 16 == r11 as i64;
                 if mode.long && !canonical {
                     // The RET itself faults: put back what it popped.
@@ -414,7 +446,7 @@ impl TranslatedVcpu {
                     if let Some(at) = at {
                         self.undo_return(at, io);
                         self.give_back(1);
-                        self.filler.core.set_rip(at);
+                        self.stop_at(at);
                         return self.interpret(1, io);
                     }
                 }
@@ -428,20 +460,24 @@ impl TranslatedVcpu {
             INTERPRET | FAULT => {
                 let host = if reason == INTERPRET { argument - 1 } else { argument };
                 let (block, rip) = self.cache.locate(host).expect("translated code leaves from a block");
-                self.filler.core.set_rip(rip);
+                self.stop_at(rip);
                 self.give_back(u64::from(self.cache.not_done(block, rip)));
+                if let Some(fallbacks) = &mut self.counts.fallbacks {
+                    let (bytes, long) = self.cache.guest_code(block, rip);
+                    fallbacks.note(bytes, long);
+                }
                 let outcome = self.interpret(1, io);
                 self.after_interpreted(mode, rip, io);
                 outcome
             }
             BUDGET => {
                 let rip = self.cache.rip_of(link).expect("a block names itself");
-                self.filler.core.set_rip(rip);
+                self.stop_at(rip);
                 self.interpret(u64::MAX, io)
             }
             STALE | VECTOR => {
                 let rip = self.cache.rip_of(link).expect("a block names itself");
-                self.filler.core.set_rip(rip);
+                self.stop_at(rip);
                 if reason == VECTOR {
                     self.send_vector();
                 } else if let Some(block) = self.find(rip, mode, io) {
@@ -450,6 +486,15 @@ impl TranslatedVcpu {
                 Outcome::Ran
             }
             _ => unreachable!("translated code leaves with a reason"),
+        }
+    }
+
+    /// Sets RIP. After STI the next instruction is shielded from events, if that is where translated code left.
+    fn stop_at(&mut self, rip: u64) {
+        self.filler.core.set_rip(rip);
+        let context = self.context.get();
+        if context.after_sti == rip && context.interrupt_flag != 0 {
+            self.filler.core.cast_sti_shadow();
         }
     }
 
@@ -462,7 +507,7 @@ impl TranslatedVcpu {
     }
 
     /// After an instruction that may have been an indirect branch: its target may be one to remember.
-    fn after_interpreted(&mut self, mode: Mode, from: u64, io: &mut dyn Platform) {
+    fn after_interpreted(&mut self, mode: Mode, from: u64, io: &mut Watched<'_>) {
         let rip = self.filler.core.rip();
         let near = rip.wrapping_sub(from) < 16;
         if near || self.filler.core.wants_attention() {
@@ -477,7 +522,7 @@ impl TranslatedVcpu {
     }
 
     /// RSP as it was before the RET at `at`.
-    fn undo_return(&mut self, at: u64, io: &mut dyn Platform) {
+    fn undo_return(&mut self, at: u64, io: &mut Watched<'_>) {
         let mut bytes = [0; 15];
         let mut len = 0;
         while len < bytes.len() {
@@ -522,7 +567,7 @@ impl Vcpu for TranslatedVcpu {
             Budget::Unlimited => None,
             Budget::Instructions(count) => Some(count),
         };
-        Ok(self.execute(limit, platform))
+        Ok(self.execute(limit, &mut Watched::new(platform)))
     }
 
     fn state(&mut self, _groups: Groups) -> Result<&mut CpuState, EngineError> {
@@ -536,5 +581,16 @@ impl Vcpu for TranslatedVcpu {
 
     fn instructions(&self) -> u64 {
         self.filler.core.instructions() + self.translated
+    }
+
+    fn counters(&self) -> Counters {
+        let mut counters = self.filler.core.counters();
+        // Translated code counts only where there is a budget.
+        if self.translated > 0 {
+            counters.add("instructions", "translated", self.translated);
+        }
+        self.counts.counters(&self.cache, &mut counters);
+        self.filler.counters(&mut counters);
+        counters
     }
 }

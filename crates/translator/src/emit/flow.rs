@@ -150,10 +150,7 @@ impl Emitter<'_> {
         self.asm.load_gs(RCX, field!(proceed));
         self.asm.load(Size::B4, RCX, Mem::near(RCX, 0));
         let stop = self.asm.jrcxz();
-        let over = self.asm.jump_short();
-        self.must_reach(stop);
-        self.asm.call(self.request.stubs.interpret);
-        self.must_reach(over);
+        self.leave_from(stop);
     }
 
     /// A jump to the translation of `target`.

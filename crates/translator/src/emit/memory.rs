@@ -27,9 +27,9 @@ impl Emitter<'_> {
             return Err(NotEmitted);
         }
         let slot = match instruction.memory_segment() {
+            _ if mode.long => return Ok(()),
             Register::FS => seg::FS,
             Register::GS => seg::GS,
-            _ if mode.long => return Ok(()),
             Register::ES => seg::ES,
             Register::CS => seg::CS,
             Register::SS => seg::SS,
@@ -146,6 +146,11 @@ impl Emitter<'_> {
             return Address { reg: rsp, known: None };
         }
         Address { reg: R11, known: None }
+    }
+
+    /// An address that has been computed.
+    pub(super) fn computed(&self, reg: Reg) -> Address {
+        Address { reg, known: None }
     }
 
     /// An address that is in a guest register.

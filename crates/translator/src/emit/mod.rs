@@ -7,6 +7,7 @@
 //! | `plain` | everything that is run as itself, with rewritten registers and memory operand |
 //! | `memory` | the memory operand: linear address, page-crossing check, look-up in the view |
 //! | `stack` | PUSH, POP, LEAVE and their like |
+//! | `system` | flags and registers of the system that need no Rust |
 //! | `flow` | jumps, calls, returns; links between blocks |
 //!
 //! An instruction without an emitter ends its block with a call of the `interpret` stub: the reference engine executes it.
@@ -21,6 +22,7 @@ mod flow;
 mod memory;
 mod plain;
 mod stack;
+mod system;
 
 use crate::asm::*;
 use crate::context::{cell, field, gpr};
@@ -79,6 +81,16 @@ pub(crate) struct Request<'a> {
     pub(crate) block: u32,
     /// Number of its first link.
     pub(crate) first_link: u32,
+    pub(crate) features: Features,
+}
+
+/// What of guest and host emitters have to know.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Features {
+    /// The guest has RDTSCP.
+    pub(crate) rdtscp: bool,
+    /// The guest has STAC and CLAC, and the host can set GS without a system call.
+    pub(crate) view_switch: bool,
 }
 
 /// Where a guest instruction starts.
@@ -272,6 +284,7 @@ impl Emitter<'_> {
                         (self.asm.len(), self.islands.len(), self.late.len(), self.links.len())
                     );
                     if count == 0 {
+                        tracing::trace!(rip, code = ?instruction.code(), "left to the reference");
                         return None;
                     }
                     self.asm.call(self.request.stubs.interpret);
@@ -346,6 +359,12 @@ impl Emitter<'_> {
         }
     }
 
+    /// Leaves the running instruction to the reference from `hole`.
+    fn leave_from(&mut self, hole: Hole8) {
+        let stub = self.request.stubs.interpret;
+        self.islands.push(Island { from: hole, address: R11, stub, back: 0, guest: self.guest });
+    }
+
     fn finish_islands(&mut self) {
         for island in std::mem::take(&mut self.islands) {
             self.must_reach(island.from);
@@ -354,7 +373,9 @@ impl Emitter<'_> {
                 self.asm.mov(R11, island.address);
             }
             self.asm.call(island.stub);
-            self.asm.jump_back(island.back);
+            if island.stub != self.request.stubs.interpret {
+                self.asm.jump_back(island.back);
+            }
         }
     }
 

@@ -242,14 +242,14 @@ impl Emitter<'_> {
                 && instruction.op0_kind() == OpKind::Memory
                 && instruction.op1_kind() == OpKind::Register
             {
-                return Err(NotEmitted);
+                return self.bit_string(instruction);
             }
             // Segment, control and debug registers.
             for n in 0..instruction.op_count() {
                 let other =
                     instruction.op_kind(n) == OpKind::Register && !instruction.op_register(n).is_gpr();
                 if other {
-                    return Err(NotEmitted);
+                    return self.system(instruction);
                 }
             }
         } else if is_vector(instruction) {
@@ -257,12 +257,12 @@ impl Emitter<'_> {
                 return Err(NotEmitted);
             }
         } else {
-            return Err(NotEmitted);
+            return self.system(instruction);
         }
         self.renamed(instruction)
     }
 
-    fn encode(&mut self, instruction: &Instruction) -> Result<Vec<u8>, NotEmitted> {
+    pub(super) fn encode(&mut self, instruction: &Instruction) -> Result<Vec<u8>, NotEmitted> {
         let outcome = self.encoder.encode(instruction, self.asm.here());
         let bytes = self.encoder.take_buffer();
         if outcome.is_ok() { Ok(bytes) } else { Err(NotEmitted) }

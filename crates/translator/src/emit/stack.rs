@@ -11,7 +11,7 @@ impl Emitter<'_> {
         if self.request.mode.long { 8 } else { 4 }
     }
 
-    fn slot_size(&self) -> Size {
+    pub(super) fn slot_size(&self) -> Size {
         if self.request.mode.long { Size::B8 } else { Size::B4 }
     }
 
@@ -110,6 +110,8 @@ impl Emitter<'_> {
                 self.write_guest(number(Register::RBP), R10, true);
                 return Ok(Flow::Next);
             }
+            Code::Pushfq | Code::Pushfd => return self.push_flags(),
+            Code::Popfq | Code::Popfd if !self.request.mode.user => return self.pop_flags(),
             _ => return Err(NotEmitted),
         }
         self.move_stack(-slot);

@@ -6,7 +6,7 @@
 use crate::context::Context;
 use crate::raw::enter::enter;
 use crate::raw::signals::{self, Running};
-use engine::Platform;
+use engine::{Counters, Platform};
 use interpreter::{Core, Dropped};
 use memory::GuestMemory;
 use shadow::{Fill, Shared, View};
@@ -28,6 +28,8 @@ pub(crate) struct Filler {
     refused: bool,
     shared: Shared,
     io: Option<NonNull<dyn Platform>>,
+    /// The running vCPU's, during a run.
+    context: *mut Context,
     pub(crate) fills: u64,
 }
 
@@ -44,6 +46,7 @@ impl Filler {
             refused: false,
             shared,
             io: None,
+            context: std::ptr::null_mut(),
             fills: 0,
         })
     }
@@ -54,7 +57,18 @@ impl Filler {
     }
 
     /// Chooses the view by privilege and SMAP. False: the host has no address space for it.
-    pub(crate) fn select_view(&mut self) -> bool {
+    pub(crate) fn select_view(&mut self, context: &mut Context) -> bool {
+        if !self.choose_view() {
+            return false;
+        }
+        let origin = |view: usize| self.views[view].as_ref().map_or(0, View::origin);
+        // Without SMAP, RFLAGS.AC changes nothing.
+        let closed = if self.core.state().cr4 & cr4::SMAP == 0 { SUPERVISOR_OPEN } else { SUPERVISOR };
+        context.views = [origin(USER), origin(closed), origin(SUPERVISOR_OPEN)];
+        true
+    }
+
+    fn choose_view(&mut self) -> bool {
         let state = self.core.state();
         let open = state.cr4 & cr4::SMAP == 0 || state.rflags.contains(Rflags::AC);
         self.current = match (state.cpl == 3, open) {
@@ -82,6 +96,7 @@ impl Filler {
         self.io = Some(NonNull::from(unsafe {
             std::mem::transmute::<&mut dyn Platform, &'static mut dyn Platform>(io)
         }));
+        self.context = context;
         let this: *mut Self = self;
         signals::set_running(Some(running));
         // SAFETY: the context is the one behind `origin`; the stub was made by `stubs`; `this` is used by translated code's calls
@@ -123,10 +138,27 @@ impl Filler {
         }
     }
 
+    /// What the views are doing.
+    pub(crate) fn counters(&self, into: &mut Counters) {
+        into.add("tlb", "fills", self.fills);
+        let views = || self.views.iter().flatten();
+        into.add("tlb", "entries", views().map(|view| view.filled() as u64).sum());
+        let ranges: Vec<_> = views().map(View::tables).collect();
+        if let Some(bytes) = memory::resident_bytes(&ranges) {
+            into.add("tlb", "resident_bytes", bytes);
+        }
+    }
+
     fn fill(&mut self, address: u64, write: bool) -> bool {
         let Some(mut io) = self.io else { return false };
         // SAFETY: set by `run`, which is on this thread's stack below and doesn't use it meanwhile.
         let io = unsafe { io.as_mut() };
+        // SAFETY: set by `run`; translated code waits for this function.
+        let lifted = unsafe { (*self.context).alignment_flag } != 0;
+        if self.current != USER && self.core.state().rflags.contains(Rflags::AC) != lifted {
+            self.core.set_alignment_flag(lifted);
+            self.choose_view();
+        }
         let Some(mapping) = self.core.map(address, write, io) else { return false };
         let writable = mapping.write && !self.memory.is_derived(mapping.ram);
         if !mapping.read || write && !writable {

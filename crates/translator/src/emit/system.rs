@@ -1,0 +1,224 @@
+//! System instructions that need nothing but what the context holds, and bit strings in memory.
+//!
+//! IF and AC are words of their own in the context. Setting IF may let an event in: unless the context says that none can be
+//! waiting (`calm`), the reference executes the instruction.
+
+use super::{Emitted, Emitter, Flow, NotEmitted, host, number};
+use crate::asm::*;
+use crate::context::{Context, field, gpr, gs, segment_base};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use std::mem::offset_of;
+use x86::Rflags;
+use x86::state::seg;
+
+/// The displacement of element `index` of a context field that is an array of words.
+const fn element(offset: usize, index: usize) -> i32 {
+    gs(offset + 8 * index)
+}
+
+const IF: i32 = Rflags::IF.bits() as i32;
+const AC: i32 = Rflags::AC.bits() as i32;
+
+impl Emitter<'_> {
+    pub(super) fn system(&mut self, instruction: &Instruction) -> Emitted {
+        let mode = self.request.mode;
+        match instruction.mnemonic() {
+            Mnemonic::Cli if !mode.user => {
+                self.asm.store_immediate(Size::B8, Mem::Gs(field!(interrupt_flag)), 0);
+            }
+            Mnemonic::Sti if !mode.user => {
+                let next = self.wrap(instruction.next_ip());
+                self.unless_calm();
+                self.asm.store_immediate(Size::B8, Mem::Gs(field!(interrupt_flag)), IF);
+                // An event that comes now has to wait for one more instruction.
+                if i32::try_from(next as i64).is_ok() {
+                    self.asm.store_immediate(Size::B8, Mem::Gs(field!(after_sti)), next as i32);
+                } else {
+                    self.asm.mov_immediate(R11, next);
+                    self.asm.store_gs(field!(after_sti), R11);
+                }
+            }
+            Mnemonic::Stac | Mnemonic::Clac if !mode.user && self.request.features.view_switch => {
+                let open = instruction.mnemonic() == Mnemonic::Stac;
+                self.asm.load_gs(RCX, element(offset_of!(Context, views), if open { 2 } else { 1 }));
+                let missing = self.asm.jrcxz();
+                self.leave_from(missing);
+                self.asm.store_immediate(
+                    Size::B8,
+                    Mem::Gs(field!(alignment_flag)),
+                    if open { AC } else { 0 },
+                );
+                self.asm.wrgsbase(RCX);
+            }
+            Mnemonic::Swapgs if !mode.user && mode.long => {
+                self.asm.load_gs(RCX, segment_base(seg::GS));
+                self.asm.load_gs(R11, field!(kernel_gs_base));
+                self.asm.store_gs(segment_base(seg::GS), R11);
+                self.asm.store_gs(field!(kernel_gs_base), RCX);
+            }
+            Mnemonic::Rdtsc => self.read_tsc(),
+            Mnemonic::Rdtscp if self.request.features.rdtscp => {
+                self.read_tsc();
+                let rcx = host(1).expect("RCX has a host register");
+                self.asm.load_gs32(rcx, field!(tsc_aux));
+            }
+            Mnemonic::Mov => return self.move_system(instruction),
+            _ => return Err(NotEmitted),
+        }
+        Ok(Flow::Next)
+    }
+
+    /// Leaves the instruction to the reference unless no event can be waiting.
+    fn unless_calm(&mut self) {
+        self.asm.load_gs(RCX, field!(calm));
+        let stop = self.asm.jrcxz();
+        self.leave_from(stop);
+    }
+
+    fn read_tsc(&mut self) {
+        self.asm.raw(&[0x0f, 0x31]);
+        self.asm.rorx(RDX, RDX, 32);
+        self.asm.load_gs(RCX, field!(tsc_offset));
+        self.asm.lea(RAX, Mem::sum(RAX, RDX));
+        self.asm.lea(RAX, Mem::sum(RAX, RCX));
+        self.asm.rorx(RDX, RAX, 32);
+        self.asm.mov32(RDX, RDX);
+        self.asm.mov32(RAX, RAX);
+    }
+
+    /// MOV from a segment or control register.
+    fn move_system(&mut self, instruction: &Instruction) -> Emitted {
+        if instruction.op_count() != 2
+            || instruction.op0_kind() != OpKind::Register
+            || instruction.op1_kind() != OpKind::Register
+        {
+            return Err(NotEmitted);
+        }
+        let (to, from) = (instruction.op0_register(), instruction.op1_register());
+        if !to.is_gpr() || to.size() < 4 {
+            return Err(NotEmitted);
+        }
+        let disp = if from.is_segment_register() {
+            element(offset_of!(Context, selectors), from as usize - Register::ES as usize)
+        } else if from.is_cr() && !self.request.mode.user {
+            match from {
+                Register::CR0 => element(offset_of!(Context, control), 0),
+                Register::CR2 => element(offset_of!(Context, control), 2),
+                Register::CR3 => element(offset_of!(Context, control), 3),
+                Register::CR4 => element(offset_of!(Context, control), 4),
+                _ => return Err(NotEmitted),
+            }
+        } else {
+            return Err(NotEmitted);
+        };
+        let load = |asm: &mut Asm, reg| {
+            if self.request.mode.long { asm.load_gs(reg, disp) } else { asm.load_gs32(reg, disp) }
+        };
+        match host(number(to)) {
+            Some(own) => load(&mut self.asm, own),
+            None => {
+                load(&mut self.asm, R11);
+                self.asm.store_gs(gpr(number(to)), R11);
+            }
+        }
+        Ok(Flow::Next)
+    }
+
+    pub(super) fn push_flags(&mut self) -> Emitted {
+        let (slot, size) = (self.slot(), self.slot_size());
+        let address = self.stack_address(-slot);
+        self.look_up(address, slot as u32, true);
+        self.asm.lea(R11, Mem::sum(address.reg, RCX));
+        // The host's IF is always set; bit 1 is in both.
+        self.asm.raw(&[0x9c]); // pushfq
+        self.asm.pop(R10);
+        for part in [field!(system_flags), field!(interrupt_flag), field!(alignment_flag)] {
+            self.asm.load_gs(RCX, part);
+            let less = if part == field!(system_flags) { -(IF + 2) } else { 0 };
+            self.asm.lea(R10, Mem::At { base: Some(R10), index: Some((RCX, 1)), disp: less });
+        }
+        self.asm.store(size, Mem::near(R11, 0), R10);
+        self.move_stack(-slot);
+        Ok(Flow::Next)
+    }
+
+    /// POPF at CPL 0 that changes nothing but arithmetic flags, DF and IF.
+    pub(super) fn pop_flags(&mut self) -> Emitted {
+        let (slot, size) = (self.slot(), self.slot_size());
+        let address = self.stack_address(0);
+        self.look_up(address, slot as u32, false);
+        self.asm.load(size, R11, Mem::sum(address.reg, RCX));
+        // Do the other flags stay?
+        self.asm.load_gs(R10, field!(system_flags));
+        self.asm.load_gs(RCX, field!(alignment_flag));
+        self.asm.lea(R10, Mem::sum(R10, RCX));
+        self.asm.pext(R10, R10, field!(popf_mask));
+        self.asm.pext(RCX, R11, field!(popf_mask));
+        self.asm.not(R10);
+        self.asm.lea(RCX, Mem::At { base: Some(RCX), index: Some((R10, 1)), disp: 1 });
+        let same = self.asm.jrcxz();
+        self.asm.call(self.request.stubs.interpret);
+        self.must_reach(same);
+        // Does IF let something in?
+        self.asm.pext(RCX, R11, field!(interrupt_mask));
+        self.asm.rorx(R10, RCX, 64 - 9);
+        let closed = self.asm.jrcxz();
+        self.unless_calm();
+        self.must_reach(closed);
+        self.asm.store_gs(field!(interrupt_flag), R10);
+        self.move_stack(slot);
+        // From here on nothing leaves. and r11d, the arithmetic flags and DF
+        let mask = (Rflags::ARITHMETIC | Rflags::DF).bits() as u32;
+        self.asm.raw(&[0x41, 0x81, 0xe3]);
+        self.asm.raw(&mask.to_le_bytes());
+        self.asm.push(R11);
+        self.asm.raw(&[0x9d]); // popfq
+        Ok(Flow::Next)
+    }
+
+    /// BT, BTS, BTR, BTC of a bit string in memory: the operand's own word is found first.
+    pub(super) fn bit_string(&mut self, instruction: &Instruction) -> Emitted {
+        let bit = instruction.op1_register();
+        let bytes = bit.size() as u32;
+        if bytes < 4 {
+            return Err(NotEmitted);
+        }
+        self.can_address(instruction)?;
+        if instruction.memory_base().size() == 4 && self.request.mode.long {
+            // The word's address would have to be cut to 32 bits.
+            return Err(NotEmitted);
+        }
+        let mut own = *instruction;
+        own.set_segment_prefix(Register::None);
+        own.set_memory_base(Register::R11);
+        own.set_memory_index(Register::None);
+        own.set_memory_index_scale(1);
+        own.set_memory_displacement64(0);
+        own.set_memory_displ_size(0);
+        own.set_op1_register(if bytes == 8 { Register::R10 } else { Register::R10D });
+        let code = self.encode(&own)?;
+        let write = instruction.mnemonic() != Mnemonic::Bt;
+        let address = self.address(instruction, 0);
+        let number_of = self.read_guest(number(bit), R10);
+        if bytes == 8 {
+            self.asm.mov(R10, number_of)
+        } else {
+            self.asm.sign_extend(R10, number_of)
+        }
+        self.asm.mov_immediate(RCX, if bytes == 8 { 6 } else { 5 });
+        self.asm.sarx(R10, R10, RCX);
+        let word = Mem::At { base: Some(address.reg), index: Some((R10, bytes as u8)), disp: 0 };
+        if self.request.mode.long {
+            self.asm.lea(R11, word)
+        } else {
+            self.asm.lea32(R11, word)
+        }
+        let word = self.computed(R11);
+        self.look_up(word, bytes, write);
+        self.asm.lea(R11, Mem::sum(R11, RCX));
+        let number_of = self.read_guest(number(bit), R10);
+        self.asm.pext(R10, number_of, element(offset_of!(Context, bit_masks), usize::from(bytes == 8)));
+        self.asm.raw(&code);
+        Ok(Flow::Next)
+    }
+}
