@@ -7,8 +7,10 @@
 //! Threads: an `Engine` is shared, a `Vcpu` belongs to one thread at a time but may move between runs, a [`Kicker`] may be
 //! used by any thread at any time. No locks but the kicker's own, which is a leaf.
 
+mod counters;
 mod kick;
 
+pub use counters::{Counter, Counters};
 pub use kick::Kicker;
 
 use bitflags::bitflags;
@@ -122,8 +124,11 @@ pub trait Vcpu: Send {
     /// A handle that makes this or the next `run` return [`Exit::Kicked`], or see a new event.
     fn kicker(&self) -> Kicker;
 
-    /// Instructions completed since creation.
+    /// Instructions completed since creation. An engine may leave some out where the budget is unlimited.
     fn instructions(&self) -> u64;
+
+    /// What has been counted since creation. May look around in the host, so it isn't for every run.
+    fn counters(&self) -> Counters;
 }
 
 /// One access of 1, 2, 4 or 8 bytes to a device; the buffer's length is the access's size.

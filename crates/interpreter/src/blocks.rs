@@ -109,7 +109,7 @@ pub(crate) struct Blocks {
     by_key: HashMap<Key, BlockIndex, BuildHasherDefault<KeyHasher>>,
     lookups: Box<[Lookup]>,
     /// Bytes that the blocks take.
-    size: usize,
+    pub(crate) size: usize,
     /// Blocks decoded since creation.
     pub(crate) decoded: u64,
 }

@@ -2,7 +2,9 @@
 
 use crate::blocks::{BlockIndex, Blocks};
 use crate::cpu::Cpu;
-use engine::{Budget, Caps, Engine, EngineError, Exit, Groups, Kicker, Platform, Setup, Vcpu, VcpuId};
+use engine::{
+    Budget, Caps, Counters, Engine, EngineError, Exit, Groups, Kicker, Platform, Setup, Vcpu, VcpuId,
+};
 use x86::CpuState;
 use x86::state::Activity;
 
@@ -86,5 +88,13 @@ impl Vcpu for InterpretedVcpu {
 
     fn instructions(&self) -> u64 {
         self.cpu.instructions
+    }
+
+    fn counters(&self) -> Counters {
+        let mut counters = Counters::new();
+        counters.add("instructions", "interpreted", self.cpu.instructions);
+        counters.add("decoded", "blocks", self.blocks.decoded);
+        counters.add("decoded", "bytes", self.blocks.size as u64);
+        counters
     }
 }

@@ -24,10 +24,12 @@ mod direct;
 mod log;
 mod map;
 mod raw;
+mod resident;
 
 pub use direct::DirectWriter;
 pub use map::{Layout, Region};
 pub use raw::{Ram, RamOffset, Word};
+pub use resident::{resident_bytes, resident_in_all};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};

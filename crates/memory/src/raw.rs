@@ -248,23 +248,8 @@ impl Ram {
 
     /// Bytes backed by the host, or `None` where it doesn't say.
     pub(crate) fn resident(&self) -> Option<u64> {
-        let smaps = std::fs::read_to_string("/proc/self/smaps").ok()?;
         let start = self.base.as_ptr() as u64;
-        let end = start + self.len;
-        let mut inside = false;
-        let mut bytes = 0;
-        for line in smaps.lines() {
-            let mut words = line.split_ascii_whitespace();
-            let first = words.next()?;
-            if let Some((from, to)) = first.split_once('-')
-                && let (Ok(from), Ok(to)) = (u64::from_str_radix(from, 16), u64::from_str_radix(to, 16))
-            {
-                inside = from < end && to > start;
-            } else if inside && first == "Rss:" {
-                bytes += words.next()?.parse::<u64>().ok()? * 1024;
-            }
-        }
-        Some(bytes)
+        crate::resident::resident_bytes(std::slice::from_ref(&(start..start + self.len)))
     }
 }
 

@@ -102,6 +102,13 @@ impl View {
         self.base.as_ptr() as u64 + (TABLE_BYTES + SHARED_BYTES) as u64
     }
 
+    /// The host addresses of the tables, which are backed with memory as they are touched.
+    #[must_use]
+    pub fn tables(&self) -> std::ops::Range<u64> {
+        let base = self.base.as_ptr() as u64;
+        base..base + VIEW_BYTES as u64
+    }
+
     fn entry(&self, address: u64, write: bool) -> *mut u64 {
         let page = (address >> 12) as usize & (PAGES - 1);
         let offset = if write { TABLE_BYTES - 8 * (page + 1) } else { TABLE_BYTES + SHARED_BYTES + 8 * page };

@@ -3,7 +3,7 @@
 use super::*;
 use crate::streams::{Input, Stream};
 use control::{BootConfig, SerialConfig};
-use engine::{Access, Caps, Kicker, Platform};
+use engine::{Access, Caps, Counters, Kicker, Platform};
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -39,6 +39,11 @@ impl Vcpu for Scripted {
     }
     fn instructions(&self) -> u64 {
         0
+    }
+    fn counters(&self) -> Counters {
+        let mut counters = Counters::new();
+        counters.add("script", "steps_left", self.script.len() as u64);
+        counters
     }
 }
 

@@ -1,0 +1,135 @@
+//! What a translated vCPU counts, and what becomes of it for people: [`engine::Counters`].
+//!
+//! The plain counts cost an addition where the run loop is anyway. Which instructions are left to the reference is only counted
+//! where somebody wants to know ([`Fallbacks`]). On the vCPU's thread; no locks.
+
+use crate::cache;
+use crate::stubs::ExitReason;
+use engine::Counters;
+use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use std::collections::HashMap;
+
+/// Addresses remembered as untranslatable; a guest may have any number of them.
+const MOST_REFUSED: usize = 1 << 16;
+
+/// What the run loop counts.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Counts {
+    /// Entries into translated code.
+    pub(crate) entries: u64,
+    /// How it was left, by [`ExitReason`].
+    pub(crate) exits: [u64; ExitReason::COUNT],
+    /// Calls of the reference engine.
+    pub(crate) interpreted: u64,
+    /// Drops that the guest asked for: of everything, of what isn't global, of single addresses.
+    pub(crate) dropped: [u64; 3],
+    /// Pages of code that were written to and compared.
+    pub(crate) code_pages: u64,
+    /// Absent where nobody wants to know.
+    pub(crate) fallbacks: Option<Fallbacks>,
+}
+
+/// Instructions that were left to the reference, by mnemonic.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Fallbacks {
+    counts: HashMap<Mnemonic, u64>,
+    /// Addresses where a translation was tried and there was nothing to translate, and what is there.
+    refused: HashMap<u64, Mnemonic>,
+}
+
+fn mnemonic(bytes: &[u8], long: bool) -> Mnemonic {
+    Decoder::new(if long { 64 } else { 32 }, bytes, DecoderOptions::NONE).decode().mnemonic()
+}
+
+impl Fallbacks {
+    /// Translated code left for the reference to execute the instruction that starts with `bytes`.
+    pub(crate) fn note(&mut self, bytes: &[u8], long: bool) {
+        *self.counts.entry(mnemonic(bytes, long)).or_default() += 1;
+    }
+
+    /// There is no translation that starts at `rip`, where the code is `bytes`.
+    pub(crate) fn refuse(&mut self, rip: u64, bytes: &[u8], long: bool) {
+        if self.refused.len() >= MOST_REFUSED {
+            self.refused.clear();
+        }
+        self.refused.insert(rip, mnemonic(bytes, long));
+    }
+
+    /// The reference runs from `rip` on, since there is no translation. Counted if there can't be one.
+    pub(crate) fn interpreted_at(&mut self, rip: u64) {
+        if let Some(&mnemonic) = self.refused.get(&rip) {
+            *self.counts.entry(mnemonic).or_default() += 1;
+        }
+    }
+
+    fn counters(&self, into: &mut Counters) {
+        let mut sorted: Vec<_> = self.counts.iter().collect();
+        sorted.sort_by_key(|(mnemonic, count)| (std::cmp::Reverse(**count), **mnemonic as u32));
+        for (mnemonic, count) in sorted {
+            into.add("fallbacks", format!("{mnemonic:?}").to_lowercase(), *count);
+        }
+    }
+}
+
+impl Counts {
+    /// Everything but what only the run loop's owner knows.
+    pub(crate) fn counters(&self, cache: &cache::Cache, into: &mut Counters) {
+        let cache::Counts { translated, killed, flushes, links } = cache.counts;
+        into.add("blocks", "translated", translated);
+        into.add("blocks", "killed", killed);
+        into.add("blocks", "links", links);
+        into.add("blocks", "cache_flushes", flushes);
+        into.add("blocks", "code_bytes", cache.used() as u64);
+        into.add("entries", "translated", self.entries);
+        into.add("entries", "interpreted", self.interpreted);
+        for (reason, name) in ExitReason::NAMES {
+            into.add("exits", name, self.exits[reason as usize]);
+        }
+        let [all, local, address] = self.dropped;
+        into.add("invalidations", "everything", all);
+        into.add("invalidations", "not_global", local);
+        into.add("invalidations", "addresses", address);
+        into.add("invalidations", "code_pages", self.code_pages);
+        if let Some(fallbacks) = &self.fallbacks {
+            fallbacks.counters(into);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_to_the_reference_is_counted_by_mnemonic_most_frequent_first() {
+        let mut fallbacks = Fallbacks::default();
+        fallbacks.note(&[0x0f, 0xa2], true);
+        for _ in 0..3 {
+            fallbacks.note(&[0x0f, 0x05], true);
+        }
+        // Where code only hasn't been met often enough, nothing is missing.
+        fallbacks.interpreted_at(0x1000);
+        fallbacks.refuse(0x1000, &[0xf4], true);
+        fallbacks.interpreted_at(0x1000);
+        // 0x48 is a prefix in 64-bit code and DEC in 32-bit code.
+        fallbacks.note(&[0x48, 0x0f, 0x07], true);
+        fallbacks.note(&[0x48, 0x0f, 0x07], false);
+        let mut counters = Counters::new();
+        fallbacks.counters(&mut counters);
+        let rows: Vec<_> = counters.groups()[0].1.iter().map(|row| (&*row.name, row.value)).collect();
+        assert_eq!(rows[0], ("syscall", 3));
+        assert_eq!(counters.value("fallbacks", "hlt"), Some(1));
+        assert_eq!(counters.value("fallbacks", "sysret"), None);
+        assert_eq!(counters.value("fallbacks", "sysretq"), Some(1));
+        assert_eq!(counters.value("fallbacks", "dec"), Some(1));
+    }
+
+    #[test]
+    fn every_exit_has_a_name_and_a_place() {
+        let counts = Counts::default();
+        for (index, (reason, _)) in ExitReason::NAMES.into_iter().enumerate() {
+            assert_eq!(reason as usize, index + 1);
+        }
+        assert_eq!(counts.exits.len(), ExitReason::NAMES.len() + 1);
+    }
+}
