@@ -22,7 +22,9 @@ static void t_msr(void)
     keeps(0x174, 0x1234, "SYSENTER_CS");
     keeps(0x175, address, "SYSENTER_ESP");
     keeps(0x176, address, "SYSENTER_EIP");
-    keeps(0x1a0, (0x400c50809 & ~0x1880ul) | (rdmsr(0x1a0) & 0x1880), "MISC_ENABLE");
+    /* AMD's processors have none. */
+    if (cpuid(0, 0).b == 0x756e6547)
+        keeps(0x1a0, (0x400c50809 & ~0x1880ul) | (rdmsr(0x1a0) & 0x1880), "MISC_ENABLE");
     keeps(0x277, 0x07070707, "PAT");
     keeps(0xc0000100, address, "FS_BASE");
     keeps(0xc0000102, address, "KERNEL_GS_BASE");

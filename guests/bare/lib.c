@@ -6,7 +6,7 @@ extern u64 gdt_tss[], pdpt[], kernel_rsp;
 extern u32 mb_info;
 extern void back_from_user(void), user_entry(void);
 extern u64 fixups[][2], fixups_end[][2];
-extern const struct group boot_groups[], apic_groups[], cpu_groups[];
+extern const struct group boot_groups[], apic_groups[], cpu_groups[], code_groups[];
 
 volatile int caught;
 volatile u64 caught_code;
@@ -379,8 +379,8 @@ void c_start(void)
         line++;
     while (*line == ' ')
         line++;
-    const struct group *lists[] = { boot_groups, apic_groups, cpu_groups };
-    for (int list = 0; list < 3; list++) {
+    const struct group *lists[] = { boot_groups, apic_groups, cpu_groups, code_groups };
+    for (int list = 0; list < 4; list++) {
         for (const struct group *group = lists[list]; group->name; group++) {
             const char *rest = line;
             for (const char *name = group->name; *name && *name == *rest; name++)

@@ -31,10 +31,10 @@ sum program.out < program.out
 # Compress, and back.
 gzip -9n < text > text.gz
 sum text.gz < text.gz
-gzip -d < text.gz | cmp - text
+gzip -d < text.gz | busybox cmp - text
 xz -T1 -4 < text > text.xz
 sum text.xz < text.xz
-xz -d < text.xz | cmp - text
+xz -d < text.xz | busybox cmp - text
 
 openssl enc -aes-256-ctr -K "$(printf %064x "$seed")" -iv "$(printf %032x "$seed")" < text > text.enc
 sum text.enc < text.enc
@@ -45,4 +45,4 @@ sum words.pl < words
 tr -s ' ' '\n' < text | sort | uniq -c | sort -rn -k1,1 -k2,2 | sum sort
 lua5.4 $here/numbers.lua "$seed" > lua
 sum numbers.lua < lua
-luajit $here/numbers.lua "$seed" | cmp - lua
+luajit $here/numbers.lua "$seed" | busybox cmp - lua

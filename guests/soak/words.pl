@@ -11,4 +11,6 @@ while (my $line = <>) {
 push @{ $anagrams{ join '', sort split //, $_ } }, $_ for sort keys %count;
 print "$_ $count{$_}\n" for sort { $count{$b} <=> $count{$a} || $a cmp $b } keys %count;
 print join(' ', @{ $anagrams{$_} }), "\n" for grep { @{ $anagrams{$_} } > 1 } sort keys %anagrams;
-printf "%.6f\n", eval { my $sum = 0; $sum += sqrt $_ for values %count; sprintf '%.6f', $sum };
+my $sum = 0;
+$sum += sqrt $count{$_} for sort keys %count;
+printf "%.6f\n", $sum;

@@ -7,6 +7,12 @@ pub mod oracle;
 
 use engine::{Engine, EngineError, Setup};
 
+/// Makes an engine.
+pub type Make = fn(Setup) -> Result<Box<dyn Engine>, EngineError>;
+
+/// The engines that are judged, by name as `ombra run --engine` has it.
+pub const ENGINES: &[(&str, Make)] = &[("interpreter", interpreter), ("translator", translator)];
+
 /// Makes the interpreter: the engine that the tests here judge.
 ///
 /// # Errors

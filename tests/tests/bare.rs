@@ -1,9 +1,10 @@
 //! Bare-metal guests of our own (`guests/bare`), in the manner of test kernels written for QEMU's PC, in this process.
 //!
 //! Built here with gcc and GNU ld, which Rust's linker needs anyway; where they are missing, or can't make 32-bit code, all are
-//! reported as ignored. Each trial is one machine: a group of checks by the command line, and a number of vCPUs. What the guest
+//! reported as ignored. Each trial is one machine with one engine: a group of checks by the command line, and a number of vCPUs. What the guest
 //! printed is shown where it fails.
 
+use conformance::{ENGINES, Make};
 use control::{BootConfig, Initramfs, MachineConfig, SerialConfig};
 use libtest_mimic::{Arguments, Failed, Trial};
 use machine::{Machine, Outcome, Stream, Streams};
@@ -30,6 +31,7 @@ const GROUPS: &[(&str, &[u32])] = &[
     ("smp", &[1, 2, 3, 4]),
     ("ioapic", &[1, 4]),
     ("events", &[1, 2]),
+    ("code", &[1, 2, 4]),
     ("msr", &[1]),
     ("tsc", &[1]),
     ("debug", &[1]),
@@ -47,7 +49,7 @@ const GROUPS: &[(&str, &[u32])] = &[
 /// Status of a guest that found its host CPU lacking something.
 const SKIPPED: u8 = 77;
 
-const SOURCES: &[&str] = &["start64.S", "lib.c", "boot.c", "apic.c", "cpu.c"];
+const SOURCES: &[&str] = &["start64.S", "lib.c", "boot.c", "apic.c", "code.c", "cpu.c"];
 const FLAGS64: &[&str] = &[
     "-m64",
     "-O1",
@@ -79,15 +81,16 @@ fn main() -> ExitCode {
 
 fn trials(images: Option<&Arc<Images>>) -> Vec<Trial> {
     let mut trials = Vec::new();
-    let mut add =
-        |name: String, run: fn(&Images, &str, u32) -> Result<(), Failed>, what: String, cpus: u32| {
-            let able = images.cloned();
-            let trial = Trial::test(name, move || match able {
-                Some(images) => run(&images, &what, cpus),
+    let mut add = |name: String, run: Run, what: String, cpus: u32| {
+        for &(engine, make) in ENGINES {
+            let (able, what) = (images.cloned(), what.clone());
+            let trial = Trial::test(format!("{engine}::{name}"), move || match able {
+                Some(images) => run(&Bench { images, make }, &what, cpus),
                 None => Err("not built".into()),
             });
             trials.push(trial.with_ignored_flag(images.is_none()));
-        };
+        }
+    };
     for (group, counts) in GROUPS {
         for cpus in *counts {
             add(format!("{group} on {cpus}"), passes, (*group).to_owned(), *cpus);
@@ -100,6 +103,15 @@ fn trials(images: Option<&Arc<Images>>) -> Vec<Trial> {
     add("tasks of 32 bits".into(), tasks, String::new(), 1);
     add("address fields".into(), address_fields, String::new(), 1);
     trials
+}
+
+/// A trial: of what, with the group, on so many vCPUs.
+type Run = fn(&Bench, &str, u32) -> Result<(), Failed>;
+
+/// What trials run images with.
+struct Bench {
+    images: Arc<Images>,
+    make: Make,
 }
 
 /// The built images, in a folder that goes with them.
@@ -147,7 +159,9 @@ impl Images {
         tool(Command::new("objcopy").args(["-O", "binary"]).args([out("raw32"), out("raw")]))?;
         Ok(Self { folder })
     }
+}
 
+impl Bench {
     /// Runs an image to its end: how it ended, and what it printed.
     fn run(
         &self,
@@ -164,7 +178,7 @@ impl Images {
             cpus,
             la57: false,
             boot: BootConfig {
-                kernel: self.folder.path().join(image),
+                kernel: self.images.folder.path().join(image),
                 initramfs: module.map(|text| Initramfs::Bytes(text.into())),
                 cmdline: cmdline.to_owned(),
             },
@@ -172,7 +186,7 @@ impl Images {
             no_reboot: false,
             test_devices: true,
         };
-        let machine = Machine::new(config, streams, |setup| Ok(conformance::interpreter(setup)?.into()))?;
+        let machine = Machine::new(config, streams, |setup| Ok((self.make)(setup)?.into()))?;
         let handle = machine.handle();
         let (ended, late) = std::sync::mpsc::channel::<()>();
         let watch = std::thread::spawn(move || {
@@ -220,8 +234,8 @@ fn expect(outcome: &Outcome, printed: &str, status: u8) -> Result<(), Failed> {
 }
 
 /// A group of the 64-bit image passes all its checks.
-fn passes(images: &Images, group: &str, cpus: u32) -> Result<(), Failed> {
-    let (outcome, printed) = images.run("flat", group, cpus, Some("NR_CPUS=1\nBOOTLOADER=x\n"))?;
+fn passes(bench: &Bench, group: &str, cpus: u32) -> Result<(), Failed> {
+    let (outcome, printed) = bench.run("flat", group, cpus, Some("NR_CPUS=1\nBOOTLOADER=x\n"))?;
     if matches!(outcome, Outcome::TestExit(SKIPPED)) {
         eprintln!("skipped: {group}: {}", printed.trim());
         return Ok(());
@@ -231,23 +245,23 @@ fn passes(images: &Images, group: &str, cpus: u32) -> Result<(), Failed> {
 }
 
 /// The exit port's code comes out as a process's status.
-fn exits(images: &Images, code: &str, cpus: u32) -> Result<(), Failed> {
-    let (outcome, printed) = images.run("flat", &format!("exit {code}"), cpus, None)?;
+fn exits(bench: &Bench, code: &str, cpus: u32) -> Result<(), Failed> {
+    let (outcome, printed) = bench.run("flat", &format!("exit {code}"), cpus, None)?;
     expect(&outcome, &printed, code.parse::<u8>()? << 1 | 1)
 }
 
-fn real_mode(images: &Images, _: &str, cpus: u32) -> Result<(), Failed> {
-    let (outcome, printed) = images.run("real", "", cpus, None)?;
+fn real_mode(bench: &Bench, _: &str, cpus: u32) -> Result<(), Failed> {
+    let (outcome, printed) = bench.run("real", "", cpus, None)?;
     expect(&outcome, &printed, 1)
 }
 
-fn tasks(images: &Images, _: &str, cpus: u32) -> Result<(), Failed> {
-    let (outcome, printed) = images.run("task", "", cpus, None)?;
+fn tasks(bench: &Bench, _: &str, cpus: u32) -> Result<(), Failed> {
+    let (outcome, printed) = bench.run("task", "", cpus, None)?;
     expect(&outcome, &printed, 1)
 }
 
 /// The image's code for "all as it should be" is 5.
-fn address_fields(images: &Images, _: &str, cpus: u32) -> Result<(), Failed> {
-    let (outcome, printed) = images.run("raw", "", cpus, None)?;
+fn address_fields(bench: &Bench, _: &str, cpus: u32) -> Result<(), Failed> {
+    let (outcome, printed) = bench.run("raw", "", cpus, None)?;
     expect(&outcome, &printed, 11)
 }

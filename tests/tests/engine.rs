@@ -4,16 +4,11 @@
 //! reported as ignored.
 
 use conformance::cases::{self, Case};
-use engine::{Engine, EngineError, Setup};
+use conformance::{ENGINES, Make};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-
-/// The engines that are judged, by name.
-const ENGINES: &[(&str, Make)] = &[("interpreter", conformance::interpreter), ("translator", conformance::translator)];
-
-type Make = fn(Setup) -> Result<Box<dyn Engine>, EngineError>;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

@@ -10,6 +10,7 @@ use crate::apt::Apt;
 use crate::guests;
 use anyhow::{Context, Result, bail};
 use cpio::newc::{Builder, ModeFileType, trailer};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -156,7 +157,7 @@ pub(crate) fn archive(root: &Path, recipe: &Recipe) -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// Writes to `to` the archive `from` with more files, which replace those of the same names.
+/// Writes to `to` the archive `from` with more files, which replace those of the same names, and the folders they are in.
 ///
 /// The kernel unpacks archives that follow one another (early-userspace/buffer-format.rst).
 pub(crate) fn with_files(from: &Path, files: &[Added<'_>], to: &Path) -> Result<()> {
@@ -164,7 +165,15 @@ pub(crate) fn with_files(from: &Path, files: &[Added<'_>], to: &Path) -> Result<
     fs::copy(from, to).with_context(context)?;
     let mut out = BufWriter::new(File::options().append(true).open(to).with_context(context)?);
     let mut inode = 0;
+    let mut folders = BTreeSet::new();
     for (name, permissions, contents) in files {
+        for (at, _) in name.match_indices('/') {
+            if folders.insert(&name[..at]) {
+                inode += 1;
+                let builder = Builder::new(&name[..at]).ino(inode).mode(0o755);
+                builder.set_mode_file_type(ModeFileType::Directory).write(&mut out, 0).finish()?;
+            }
+        }
         inode += 1;
         let builder =
             Builder::new(name).ino(inode).mode(*permissions).set_mode_file_type(ModeFileType::Regular);
