@@ -5,6 +5,9 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use tempfile::NamedTempFile;
 
+/// Name, mode, device number and contents.
+type Entry<'a> = (&'a str, u32, (u32, u32), Vec<u8>);
+
 /// An archive whose init is a busybox shell that runs `script`, with `/proc` to mount and a console.
 pub(crate) fn initramfs(busybox: &Path, script: &str) -> NamedTempFile {
     let init = format!("#!/bin/busybox sh\n{script}\n");
@@ -34,7 +37,7 @@ pub(crate) fn with_files(from: &Path, files: &[(&str, Vec<u8>)]) -> NamedTempFil
     file
 }
 
-fn write(out: &fs::File, entries: &[(&str, u32, (u32, u32), Vec<u8>)]) {
+fn write(out: &fs::File, entries: &[Entry<'_>]) {
     let mut out = BufWriter::new(out);
     for (inode, (name, mode, device, contents)) in entries.iter().enumerate() {
         let entry = cpio::newc::Builder::new(name).mode(*mode).ino(inode as u32);
