@@ -177,6 +177,7 @@ impl Bench {
             memory: 128 << 20,
             cpus,
             la57: false,
+            mitigations: control::Mitigations::Off,
             boot: BootConfig {
                 kernel: self.images.folder.path().join(image),
                 initramfs: module.map(|text| Initramfs::Bytes(text.into())),

@@ -86,6 +86,12 @@ pub(crate) struct Run {
     /// What executes guest code
     #[arg(long, value_enum, value_name = "ENGINE", alias = "accel", default_value_t = Engine::Auto, help_heading = "Machine")]
     pub(crate) engine: Engine,
+    /// Memory for translated code, of all vCPUs together: MiB, or with K, M, G [default: 64M for each vCPU]
+    #[arg(long, value_name = "SIZE", help_heading = "Machine")]
+    pub(crate) code_cache: Option<CodeCache>,
+    /// What the guest does against leaks of CPUs: off costs nothing, guest is what it would do on this host
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t = Mitigations::Off, help_heading = "Machine")]
+    pub(crate) mitigations: Mitigations,
     /// Where the first serial port leads: stdio, file:PATH or null
     #[arg(
         long,
@@ -105,6 +111,19 @@ pub(crate) struct Run {
     /// Show the guest kernel's messages (with COMMAND) and what Ombra does
     #[arg(short = 'V', long, help_heading = "Messages")]
     pub(crate) verbose: bool,
+    /// At the end, print what was counted to stderr, or to FILE as JSON; counting instructions costs some speed
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "-",
+        help_heading = "Messages"
+    )]
+    pub(crate) stats: Option<PathBuf>,
+    /// Print the translation of the code at this address (linear, hexadecimal) when it is made; may be repeated
+    #[arg(long, value_name = "ADDR", value_parser = address, help_heading = "Messages")]
+    pub(crate) dump_translation: Vec<u64>,
     /// No messages but errors
     #[arg(short, long, conflicts_with = "verbose", help_heading = "Messages")]
     pub(crate) quiet: bool,
@@ -122,6 +141,32 @@ pub(crate) enum Engine {
     Translator,
     /// Instruction by instruction: works everywhere
     Interpreter,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mitigations {
+    /// The guest is told that the CPU has no leaks
+    Off,
+    /// The guest is told what the host's CPUID says
+    Guest,
+}
+
+impl From<Mitigations> for control::Mitigations {
+    fn from(flag: Mitigations) -> Self {
+        match flag {
+            Mitigations::Off => Self::Off,
+            Mitigations::Guest => Self::Guest,
+        }
+    }
+}
+
+/// A linear address of the guest's.
+fn address(text: &str) -> Result<u64, String> {
+    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err("wants a hexadecimal address such as ffffffff81000000".to_owned());
+    }
+    u64::from_str_radix(digits, 16).map_err(|_| "is more than 64 bits".to_owned())
 }
 
 /// Where the first serial port leads.
@@ -160,23 +205,69 @@ impl FromStr for Memory {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Memory, String> {
-        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let (number, unit) = text.split_at(digits);
-        let shift = match unit.to_ascii_uppercase().as_str() {
-            "K" | "KB" | "KIB" => 10,
-            "" | "M" | "MB" | "MIB" => 20,
-            "G" | "GB" | "GIB" => 30,
-            "T" | "TB" | "TIB" => 40,
-            _ => return Err("wants a number of MiB, or one with K, M, G or T, such as 1024 or 1G".to_owned()),
-        };
-        if number.is_empty() {
-            return Err("wants a number of MiB, or one with K, M, G or T, such as 1024 or 1G".to_owned());
+        match bytes(text) {
+            Some(Some(bytes)) if bytes < Memory::LEAST => {
+                Err("a guest needs at least 1M of memory".to_owned())
+            }
+            Some(Some(bytes)) if bytes <= Memory::MOST => Ok(Memory(bytes & !0xfff)),
+            Some(_) => Err("a guest can have 32T of memory at most".to_owned()),
+            None => Err(WANTS_BYTES.to_owned()),
         }
-        let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
-        match bytes {
-            Some(bytes) if bytes < Memory::LEAST => Err("a guest needs at least 1M of memory".to_owned()),
-            Some(bytes) if bytes <= Memory::MOST => Ok(Memory(bytes & !0xfff)),
-            _ => Err("a guest can have 32T of memory at most".to_owned()),
+    }
+}
+
+const WANTS_BYTES: &str = "wants a number of MiB, or one with K, M, G or T, such as 1024 or 1G";
+
+/// A number of MiB, or one with a unit, in bytes. `None`: it isn't one; `Some(None)`: it is more than 64 bits.
+fn bytes(text: &str) -> Option<Option<u64>> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.to_ascii_uppercase().as_str() {
+        "K" | "KB" | "KIB" => 10,
+        "" | "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        "T" | "TB" | "TIB" => 40,
+        _ => return None,
+    };
+    if number.is_empty() {
+        return None;
+    }
+    Some(number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift)))
+}
+
+/// Memory for translated code in bytes, of all vCPUs together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct CodeCache(pub(crate) usize);
+
+impl CodeCache {
+    /// Jumps in it reach 2 GiB.
+    const MOST: u64 = 1 << 30;
+
+    /// Each vCPU's share; what is wrong where that is too little.
+    pub(crate) fn share(self, cpus: u32) -> Result<usize, String> {
+        let share = self.0 / cpus as usize & !0xfff;
+        if share < translator::MIN_CODE_CACHE {
+            let least = cpus as usize * translator::MIN_CODE_CACHE >> 10;
+            return Err(format!(
+                "--code-cache {}K is too little for {cpus} vCPUs: at least {least}K",
+                self.0 >> 10
+            ));
+        }
+        Ok(share)
+    }
+}
+
+impl FromStr for CodeCache {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<CodeCache, String> {
+        match bytes(text) {
+            Some(Some(bytes)) if bytes < translator::MIN_CODE_CACHE as u64 => {
+                Err(format!("translated code needs at least {}K", translator::MIN_CODE_CACHE >> 10))
+            }
+            Some(Some(bytes)) if bytes <= CodeCache::MOST => Ok(CodeCache(bytes as usize)),
+            Some(_) => Err("1G is enough for all translated code".to_owned()),
+            None => Err(WANTS_BYTES.to_owned()),
         }
     }
 }
@@ -213,6 +304,32 @@ mod tests {
             ["", "0", "1K", "-1", "1.5G", "G", "12X", "33T", "99999999999999999999", "18446744073709551615T"]
         {
             assert!(text.parse::<Memory>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_code_cache_is_shared_out_in_pages_and_no_share_is_too_small() {
+        assert_eq!("64M".parse(), Ok(CodeCache(64 << 20)));
+        assert!("255K".parse::<CodeCache>().is_err());
+        assert!("2G".parse::<CodeCache>().is_err());
+        assert!("".parse::<CodeCache>().is_err());
+        assert_eq!(CodeCache(1 << 20).share(1), Ok(1 << 20));
+        assert_eq!(CodeCache(1 << 20).share(3), Ok(0x55000));
+        assert_eq!(CodeCache(1 << 20).share(4), Ok(256 << 10));
+        let error = CodeCache(1 << 20).share(5).expect_err("too little");
+        assert!(error.contains("1280K"), "{error}");
+    }
+
+    #[test]
+    fn statistics_need_no_file_and_addresses_no_prefix() {
+        assert_eq!(run(&["--stats"]).stats, Some("-".into()));
+        assert_eq!(run(&["--stats=x.json"]).stats, Some("x.json".into()));
+        assert_eq!(run(&["--stats", "--", "x"]).command, ["x"]);
+        assert_eq!(run(&[]).stats, None);
+        let run = run(&["--dump-translation", "0xffffffff81000000", "--dump-translation", "7c00"]);
+        assert_eq!(run.dump_translation, [0xffff_ffff_8100_0000, 0x7c00]);
+        for wrong in ["", "0x", "-1", "+1", "10000000000000000", "g"] {
+            assert!(address(wrong).is_err(), "{wrong}");
         }
     }
 

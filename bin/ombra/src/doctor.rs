@@ -108,7 +108,12 @@ fn cores() -> String {
 
 /// What guests of this host are offered, by the name that Linux gives it.
 fn offered() -> String {
-    let options = machine::cpuid::Options { cpus: 1, tsc_hz: 1_000_000_000, la57: false };
+    let options = machine::cpuid::Options {
+        cpus: 1,
+        tsc_hz: 1_000_000_000,
+        la57: false,
+        mitigations: machine::cpuid::Mitigations::Off,
+    };
     machine::cpuid::offered_features(&machine::cpuid::build(&machine::cpuid::host, options)).join(" ")
 }
 

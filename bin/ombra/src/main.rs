@@ -1,6 +1,6 @@
 //! `ombra`: the command line of the virtual machine monitor. Parses flags, has the terminal, ends with the right status.
 //!
-//! Modules: `cli` (flags), `run` and `guest` (a guest, and a command in one), `find` and `initramfs` (what the user didn't
+//! Modules: `cli` (flags), `run` and `guest` (a guest, and a command in one), `stats` (what was counted), `find` and `initramfs` (what the user didn't
 //! bring), `terminal`, `doctor`. What the machine consists of is `machine`'s business.
 
 mod cli;
@@ -9,6 +9,7 @@ mod find;
 mod guest;
 mod initramfs;
 mod run;
+mod stats;
 mod terminal;
 
 use clap::Parser;

@@ -6,7 +6,7 @@
 use crate::cli::{Engine as EngineChoice, Run, Serial};
 use crate::guest::{Control, ControlWriter, Forward, Log, LogWriter, Piped};
 use crate::initramfs::{self, Contents, Mode};
-use crate::{find, terminal};
+use crate::{find, stats, terminal};
 use anyhow::{Context, Result};
 use control::{BootConfig, Initramfs, MachineConfig, SerialConfig};
 use engine::{Engine, EngineError, Setup};
@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
-use translator::Translator;
+use translator::{Dump, Translator};
 
 /// Ombra's own failures.
 pub(crate) const FAILED: u8 = 125;
@@ -53,6 +53,7 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
         memory: flags.memory.0,
         cpus: flags.cpus,
         la57: flags.la57,
+        mitigations: flags.mitigations.into(),
         boot: BootConfig {
             cmdline: cmdline(flags, mode, &kernel),
             initramfs: initramfs(flags, mode)?,
@@ -64,7 +65,12 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
         test_devices: flags.test_devices,
     };
     tracing::info!(kernel = %config.boot.kernel.display(), cmdline = config.boot.cmdline, "booting");
-    let machine = Machine::new(config, streams, |setup| make_engine(flags, setup))?;
+    let options = translation(flags)?;
+    let mut machine = Machine::new(config, streams, |setup| make_engine(flags, options, setup))?;
+    let stats = stats::Stats::new(flags.stats.as_deref())?;
+    if let Some(stats) = &stats {
+        stats.listen(&mut machine);
+    }
     let stopper = Stopper { handle: machine.handle(), reason: Arc::default() };
     let console = flags.serial == Serial::Stdio;
     let raw = if interactive && console {
@@ -89,6 +95,9 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
     }
     let outcome = machine.run();
     drop(raw);
+    if let Some(stats) = stats {
+        stats.print()?;
+    }
     Ok(match status(flags, mode, outcome.context("the machine failed")?, &stopper, &control) {
         Ok(status) => status,
         Err(problem) => {
@@ -294,9 +303,30 @@ impl Stopper {
     }
 }
 
+/// How to translate.
+fn translation(flags: &Run) -> Result<translator::Options> {
+    let mut options = translator::Options {
+        count_fallbacks: flags.stats.is_some(),
+        dump: (!flags.dump_translation.is_empty()).then(|| Dump {
+            addresses: flags.dump_translation.clone(),
+            // A closed stderr loses the text, not the guest.
+            to: Arc::new(|text| drop(terminal::Messages.write_all(text.as_bytes()))),
+        }),
+        ..translator::Options::default()
+    };
+    if let Some(cache) = flags.code_cache {
+        options.code_cache = cache.share(flags.cpus).map_err(anyhow::Error::msg)?;
+    }
+    Ok(options)
+}
+
 /// The engine that was asked for; the best that this host can do, where none was.
-fn make_engine(flags: &Run, setup: Setup) -> Result<Arc<dyn Engine>, EngineError> {
-    let translator = |setup| Translator::new(setup, translator::Options::default());
+fn make_engine(
+    flags: &Run,
+    options: translator::Options,
+    setup: Setup,
+) -> Result<Arc<dyn Engine>, EngineError> {
+    let translator = |setup| Translator::new(setup, options.clone());
     match flags.engine {
         EngineChoice::Translator => Ok(Arc::new(translator(setup)?)),
         EngineChoice::Auto => match translator(setup.clone()) {

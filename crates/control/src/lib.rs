@@ -14,6 +14,8 @@ pub struct MachineConfig {
     pub cpus: u32,
     /// CPUID offers 5-level paging (57-bit linear addresses), which guests then switch on.
     pub la57: bool,
+    /// What the guest is told of the leaks that CPUs have.
+    pub mitigations: Mitigations,
     /// What to boot.
     pub boot: BootConfig,
     /// COM1 to COM4; `None` where there is no port.
@@ -22,6 +24,16 @@ pub struct MachineConfig {
     pub no_reboot: bool,
     /// The devices that bare-metal test kernels written for QEMU expect.
     pub test_devices: bool,
+}
+
+/// What the guest is told of the leaks that CPUs have, by which it decides what to do against them.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub enum Mitigations {
+    /// The CPU has none of them: the guest does nothing that would only cost time here.
+    #[default]
+    Off,
+    /// What the host's CPUID says: the guest does what it would do on the host.
+    Guest,
 }
 
 /// What to boot.

@@ -9,6 +9,7 @@
 //! | `streams`, `serial` | the host's side of serial ports; how the two meet |
 //! | `board`, `gsi` | the devices as a list, and how each is wired |
 //! | `platform` | what a vCPU sees of all that |
+//! | `report` | what a run has counted |
 //! | `ending`, `vm` | how a run ends; the machine's life |
 //! | `raw` | RDTSC, the one `unsafe` block |
 //!
@@ -43,10 +44,12 @@ mod gsi;
 pub mod msr;
 mod platform;
 mod raw;
+mod report;
 mod serial;
 mod streams;
 mod vm;
 
+pub use report::Report;
 pub use streams::{Input, QUEUE_LIMIT, Stream, Streams};
 pub use vm::{Handle, Machine, Outcome};
 

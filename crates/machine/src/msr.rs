@@ -130,6 +130,8 @@ enum Write {
 /// One vCPU's machine-side MSRs.
 pub struct Msrs {
     vendor: Vendor,
+    /// IA32_ARCH_CAPABILITIES exists.
+    has_capabilities: bool,
     /// Bits that a guest-physical address may have.
     address_mask: u64,
     /// What was written where it differs from the power-up value.
@@ -148,6 +150,7 @@ impl Msrs {
         let physical_bits = (cpuid.stored(0x8000_0008, 0).eax & 0xff).clamp(36, 52);
         Self {
             vendor: vendor(cpuid.stored(0, 0)),
+            has_capabilities: cpuid.stored(7, 0).edx >> 29 & 1 != 0,
             address_mask: (1 << physical_bits) - 1,
             written: BTreeMap::new(),
             logged,
@@ -236,6 +239,7 @@ impl Msrs {
                 Vendor::Amd => (PATCH_LEVEL, Ignore),
             },
             UCODE_WRITE => (0, Ignore),
+            msr::ARCH_CAPABILITIES if self.has_capabilities => (ARCH_CAPABILITIES, Refuse),
             _ => {
                 return match self.vendor {
                     Vendor::Intel => intel(number, any),
@@ -266,7 +270,6 @@ fn intel(number: u32, any: Write) -> Option<(u64, Write)> {
     Some(match number {
         msr::PLATFORM_ID => (0, Refuse),
         msr::FEATURE_CONTROL => (FEATURE_CONTROL_LOCKED, Refuse),
-        msr::ARCH_CAPABILITIES => (ARCH_CAPABILITIES, Refuse),
         msr::MISC_ENABLE => (MISC_ENABLE, Keep(MISC_ENABLE | MISC_ENABLE_WRITABLE)),
         msr::DEBUG_CTL => (0, Keep(DEBUG_CTL_WRITABLE)),
         CORE_CAPABILITIES | PERF_CAPABILITIES | SMI_COUNT | RAPL_UNIT | PPIN => (0, Refuse),
@@ -319,6 +322,9 @@ mod tests {
         let mut cpuid = Cpuid::default();
         cpuid.set(0, 0, Leaf { ebx: u32::from_le_bytes(*vendor), ..Leaf::default() });
         cpuid.set(0x8000_0008, 0, Leaf { eax: 0x302e, ..Leaf::default() });
+        if vendor == b"Genu" {
+            cpuid.set(7, 0, Leaf { edx: 1 << 29, ..Leaf::default() });
+        }
         Msrs::new(&cpuid, Unknown::default())
     }
 
@@ -422,6 +428,36 @@ mod tests {
         for number in [AMD_HWCR, AMD_SYSCFG, AMD_DE_CFG, msr::UCODE_REV] {
             assert!(amd.read(number).is_ok(), "{number:#x}");
         }
+    }
+
+    /// The bits of SDM 4 table 2-2 by which Linux finds that an Intel CPU hasn't got a leak; IBRS_ALL is the remedy without retpolines.
+    #[test]
+    fn every_immunity_that_intel_has_a_bit_for_is_claimed_where_the_register_is_offered() {
+        let told = msrs(b"Genu").read(msr::ARCH_CAPABILITIES).expect("offered");
+        for (bit, name) in [
+            (0, "RDCL_NO"),
+            (1, "IBRS_ALL"),
+            (4, "SSB_NO"),
+            (5, "MDS_NO"),
+            (6, "IF_PSCHANGE_MC_NO"),
+            (8, "TAA_NO"),
+            (13, "SBDR_SSDP_NO"),
+            (14, "FBSDP_NO"),
+            (15, "PSDP_NO"),
+            (20, "BHI_NO"),
+            (24, "PBRSB_NO"),
+            (26, "GDS_NO"),
+            (27, "RFDS_NO"),
+            (62, "ITS_NO"),
+        ] {
+            assert_eq!(told >> bit & 1, 1, "{name}");
+        }
+        // TSX_CTRL, GDS_CTRL and the like would be registers to write to; RSBA and RRSBA say that there is a leak.
+        assert_eq!(told & (1 << 2 | 1 << 7 | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 25), 0);
+        let mut cpuid = Cpuid::default();
+        cpuid.set(0, 0, Leaf { ebx: u32::from_le_bytes(*b"Genu"), ..Leaf::default() });
+        let mut without = Msrs::new(&cpuid, Unknown::default());
+        assert_eq!(without.read(msr::ARCH_CAPABILITIES), Err(GpFault));
     }
 
     #[test]

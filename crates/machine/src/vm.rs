@@ -16,6 +16,7 @@ use crate::ending::{Control, Ending, Presence};
 use crate::events::{Events, Loop};
 use crate::msr::{Msrs, Unknown};
 use crate::platform::VcpuPlatform;
+use crate::report::{self, Report};
 use crate::streams::Streams;
 use chipset::apic::Lapics;
 use chipset::{Clock, Msi, MsiSink};
@@ -23,6 +24,7 @@ use control::MachineConfig;
 use engine::{Budget, Engine, EngineError, Exit, Groups, Setup, Vcpu, VcpuId};
 use memory::{GuestMemory, Layout, Region};
 use std::sync::Arc;
+use std::time::Instant;
 use x86::address::PAGE_SIZE;
 use x86::state::Activity;
 use x86::{CpuState, Gpa};
@@ -74,6 +76,8 @@ impl Handle {
     }
 }
 
+type Reporter = Box<dyn FnOnce(&Report) + Send>;
+
 /// One vCPU with its surroundings, between two stays on a thread.
 struct Seat {
     vcpu: Box<dyn Vcpu>,
@@ -93,10 +97,12 @@ pub struct Machine {
     /// Absent while the vCPUs are on their threads.
     seats: Vec<Seat>,
     entry: Entry,
-    /// Kept so that what the engine shares between its vCPUs lives as long as they do.
-    _engine: Arc<dyn Engine>,
+    /// Lives as long as its vCPUs.
+    engine: Arc<dyn Engine>,
     /// Dropped before the devices that it calls.
     events: Option<Loop>,
+    /// Who wants to know what was counted.
+    report: Option<Reporter>,
 }
 
 fn host_refuses(what: &'static str) -> impl FnOnce(std::io::Error) -> MachineError {
@@ -146,7 +152,12 @@ impl Machine {
         let physical_bits = cpuid::physical_bits(&cpuid::host);
         let memory = GuestMemory::new(layout(config.memory, physical_bits)?)?;
         let clock = Arc::new(TscClock::start());
-        let options = cpuid::Options { cpus: config.cpus, tsc_hz: clock.tsc_hz(), la57: config.la57 };
+        let options = cpuid::Options {
+            cpus: config.cpus,
+            tsc_hz: clock.tsc_hz(),
+            la57: config.la57,
+            mitigations: config.mitigations,
+        };
         let cpuid = cpuid::build(&cpuid::host, options);
         let setup = Setup { memory: memory.clone(), cpuid: cpuid.clone(), tsc_offset: clock.offset() };
         let engine = make_engine(setup)?;
@@ -199,8 +210,9 @@ impl Machine {
             chips,
             seats,
             entry,
-            _engine: engine,
+            engine,
             events: Some(events),
+            report: None,
         })
     }
 
@@ -210,13 +222,23 @@ impl Machine {
         Handle { control: Arc::clone(&self.control), lapics: Arc::clone(&self.chips.board.lapics) }
     }
 
+    /// Has `report` called once, when the run has ended however it ended. vCPUs then count every instruction, which costs some speed.
+    pub fn report_to(&mut self, report: impl FnOnce(&Report) + Send + 'static) {
+        self.report = Some(Box::new(report));
+    }
+
     /// Runs the guest until it ends. What it wrote to its serial ports has been written out when this returns.
     ///
     /// # Errors
     /// [`MachineError`] where Ombra can't go on: the engine broke, output can't be delivered, the kernel file is gone when
     /// the guest resets.
     pub fn run(mut self) -> Result<Outcome, MachineError> {
+        let started = Instant::now();
         let result = self.run_to_the_end();
+        if let Some(report) = self.report.take() {
+            let vcpus = self.seats.iter().map(|seat| &*seat.vcpu);
+            report(&report::collect(&*self.engine, vcpus, &self.memory, started.elapsed()));
+        }
         // Nobody calls devices any more when the last output is waited for. Timers first: no new alarms.
         self.chips.quiesce();
         self.events = None;
@@ -285,10 +307,15 @@ impl Machine {
     fn start_threads_and_wait(&mut self) -> Result<(), MachineError> {
         let mut threads = Vec::new();
         let mut refused = None;
+        // With a budget, engines count.
+        let budget = if self.report.is_some() { Budget::Instructions(u64::MAX) } else { Budget::Unlimited };
         for (id, seat) in self.seats.drain(..).enumerate() {
             let control = Arc::clone(&self.control);
             let name = format!("ombra-vcpu{id}");
-            match std::thread::Builder::new().name(name).spawn(move || occupy(seat, id as u32, &control)) {
+            match std::thread::Builder::new()
+                .name(name)
+                .spawn(move || occupy(seat, id as u32, budget, &control))
+            {
                 Ok(thread) => threads.push(thread),
                 Err(source) => {
                     // The others must come back before this can be reported.
@@ -309,11 +336,11 @@ impl Machine {
 }
 
 /// A vCPU thread: runs the guest until the run ends, and gives the vCPU back.
-fn occupy(mut seat: Seat, id: u32, control: &Arc<Control>) -> Seat {
+fn occupy(mut seat: Seat, id: u32, budget: Budget, control: &Arc<Control>) -> Seat {
     let _presence = Presence { control: Arc::clone(control), what: "a vCPU" };
     let kicker = seat.vcpu.kicker();
     while !control.is_ending() {
-        let ending = match seat.vcpu.run(Budget::Unlimited, &mut seat.platform) {
+        let ending = match seat.vcpu.run(budget, &mut seat.platform) {
             Ok(Exit::Budget | Exit::Kicked) => continue,
             Ok(Exit::Halted) => {
                 // The engine takes the request when it runs again. An ending kicks, so this wakes for it too.

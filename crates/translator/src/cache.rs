@@ -11,6 +11,7 @@
 
 use crate::context::{self, CELL_COUNT, CELLS};
 use crate::emit::{self, Features, Mark, Mode, Request, Translation};
+use crate::listing::{Listed, listing};
 use crate::raw::code::CodeMemory;
 use crate::raw::enter::ContextCell;
 use crate::stubs::{self, Stubs};
@@ -487,10 +488,20 @@ impl Cache {
         self.code.used()
     }
 
-    /// The host code of a block, for people.
-    pub(crate) fn code_of(&self, id: BlockId) -> Vec<u8> {
+    /// Guest and host code of a block, for people.
+    pub(crate) fn listing(&self, id: BlockId) -> String {
         let block = &self.blocks[id as usize];
-        self.code.read(block.entry, (block.end - block.entry) as usize)
+        let links = block.first_link as usize..(block.first_link + block.link_count) as usize;
+        listing(&Listed {
+            bytes: &block.bytes,
+            rip: block.key.rip,
+            long: block.key.mode.long,
+            code: &self.code.read(block.entry, (block.end - block.entry) as usize),
+            base: block.entry,
+            marks: &block.marks,
+            links: self.links[links].iter().map(|link| (link.stub - block.entry) as u32).min(),
+            stubs: &self.stubs,
+        })
     }
 }
 

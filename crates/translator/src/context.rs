@@ -138,9 +138,86 @@ pub(crate) const fn segment_base(index: usize) -> i32 {
     gs(offset_of!(Context, segment_base) + 8 * index)
 }
 
+/// What is at a displacement from GS, for people; `None` where that has no name.
+pub(crate) fn name(displacement: i32) -> Option<String> {
+    const GPR: [&str; 16] = [
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+        "r14", "r15",
+    ];
+    let offset = usize::try_from(displacement + SHARED_BYTES as i32).ok()?;
+    match offset {
+        0 => return Some("write_table".to_owned()),
+        SHARED_BYTES => return Some("read_table".to_owned()),
+        _ => {}
+    }
+    if let Some(register) = GPR.get(offset / 8)
+        && offset.is_multiple_of(8)
+    {
+        return Some(format!("guest.{register}"));
+    }
+    for user in [false, true] {
+        let whose = if user { "user" } else { "supervisor" };
+        if offset == target_tags(user) {
+            return Some(format!("tags.{whose}"));
+        }
+        if offset == target_hosts(user) {
+            return Some(format!("hosts.{whose}"));
+        }
+    }
+    if (CELLS..CELLS + 4 * CELL_COUNT).contains(&offset) {
+        return Some(format!("cell.{}", (offset - CELLS) / 4));
+    }
+    if offset == XSAVE {
+        return Some("xsave".to_owned());
+    }
+    let &(start, len, name) =
+        FIELDS.iter().find(|(start, len, _)| (*start..start + len).contains(&offset))?;
+    Some(match offset - start {
+        0 if len == 8 => name.to_owned(),
+        inside if inside.is_multiple_of(8) => format!("{name}.{}", inside / 8),
+        inside => format!("{name}+{inside}"),
+    })
+}
+
+macro_rules! fields {
+    ($($name:ident)*) => {
+        [$((offset_of!(Context, $name), size_of_field(|context: &Context| &context.$name), stringify!($name)),)*]
+    };
+}
+
+const fn size_of_field<T>(_: fn(&Context) -> &T) -> usize {
+    size_of::<T>()
+}
+
+/// Offset, size and name of each field.
+static FIELDS: [(usize, usize, &str); 38] = fields! {
+    gpr flags system_flags alignment_flag interrupt_flag calm proceed host_rsp stack_base target reason argument r10 r11 last_return fill vcpu page_mask cross_masks offset_mask sign_mask left target_mask segment_base tsc_offset kernel_gs_base tsc_aux selectors control after_sti popf_mask interrupt_mask bit_masks views vector_ready vector_saved xsave_mask host_mxcsr
+};
+
 macro_rules! field {
     ($name:ident) => {
         $crate::context::gs(std::mem::offset_of!($crate::context::Context, $name))
     };
 }
 pub(crate) use field;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_of_the_context_has_a_name_of_its_own() {
+        let names: Vec<_> = (0..size_of::<Context>() / 8)
+            .map(|word| name(gs(8 * word)).unwrap_or_else(|| panic!("word {word} has no name")))
+            .collect();
+        // The first word is also where the tables of writes begin, from which nothing is loaded without an index.
+        assert_eq!((&*names[0], &*names[1]), ("write_table", "guest.rcx"));
+        for (index, name) in names.iter().enumerate() {
+            assert!(!names[index + 1..].contains(name), "{name}");
+        }
+        assert_eq!(name(field!(segment_base) + 8).as_deref(), Some("segment_base.1"));
+        assert_eq!(name(cell(3)).as_deref(), Some("cell.3"));
+        assert_eq!(name(0).as_deref(), Some("read_table"));
+        assert_eq!(name(-(SHARED_BYTES as i32) - 8), None);
+    }
+}

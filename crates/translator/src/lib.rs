@@ -12,6 +12,7 @@
 //! | `stubs` | ways in and out, what translated code calls |
 //! | `context` | what translated code and Rust share |
 //! | `asm` | a small assembler |
+//! | `listing` | translations as text |
 //! | `counts` | what is counted, for people |
 //! | `watched` | whether an event may be waiting for IF |
 //! | `xstate` | vector registers while Rust runs |
@@ -26,11 +27,14 @@ mod cache;
 mod context;
 mod counts;
 mod emit;
+mod listing;
 mod raw;
 mod stubs;
 mod vcpu;
 mod watched;
 mod xstate;
+
+pub use listing::Dump;
 
 use engine::{Caps, Engine, EngineError, Setup, Vcpu, VcpuId};
 
@@ -43,16 +47,52 @@ pub struct Options {
     pub hot: u8,
     /// Counts which instructions are left to the reference engine. Costs a little where that happens.
     pub count_fallbacks: bool,
+    /// Prints some translations when they are made.
+    pub dump: Option<Dump>,
+    /// What of the host not to use, whether it has it or not.
+    pub without: Without,
+}
+
+/// Host features to do without. For tests of what happens on hosts that lack them.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Without {
+    /// BMI2: nothing can be translated.
+    pub bmi2: bool,
+    /// WRGSBASE in user code: GS is set by a system call.
+    pub fsgsbase: bool,
+    /// AVX-512: instructions on its registers are the reference's.
+    pub avx512: bool,
+    /// AVX, and with it AVX-512.
+    pub avx: bool,
+    /// XSAVE: no instruction on vector or x87 registers is emitted.
+    pub xsave: bool,
+}
+
+impl Without {
+    /// Nothing is left out.
+    pub const NOTHING: Self = Self { bmi2: false, fsgsbase: false, avx512: false, avx: false, xsave: false };
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { code_cache: 64 << 20, hot: 8, count_fallbacks: false }
+        Self { code_cache: 64 << 20, hot: 8, count_fallbacks: false, dump: None, without: Without::NOTHING }
     }
 }
 
 /// Least bytes of code memory.
 pub const MIN_CODE_CACHE: usize = 256 << 10;
+
+/// Whether the host has BMI2, without which nothing is translated.
+#[must_use]
+pub fn has_bmi2() -> bool {
+    std::arch::is_x86_feature_detected!("bmi2")
+}
+
+/// Whether user code may set GS; where it may not, each entry into translated code costs a system call.
+#[must_use]
+pub fn has_fsgsbase() -> bool {
+    raw::enter::has_fsgsbase()
+}
 
 /// The translating engine.
 pub struct Translator {
@@ -66,7 +106,7 @@ impl Translator {
     /// # Errors
     /// [`EngineError::Unsupported`] where the host lacks what translated code needs.
     pub fn new(setup: Setup, options: Options) -> Result<Self, EngineError> {
-        if !std::arch::is_x86_feature_detected!("bmi2") {
+        if options.without.bmi2 || !has_bmi2() {
             return Err(EngineError::Unsupported("BMI2"));
         }
         let options =

@@ -76,6 +76,40 @@ pub(crate) struct Stubs {
     pub(crate) bottom: [u64; 2],
 }
 
+impl Stubs {
+    /// Their addresses with names for people.
+    pub(crate) fn names(&self) -> Vec<(u64, &'static str)> {
+        let Self {
+            enter,
+            exit,
+            indirect,
+            look_up_return,
+            fill_read,
+            fill_write,
+            cross,
+            interpret,
+            fault,
+            vector,
+            bottom,
+        } = *self;
+        vec![
+            (enter, "enter"),
+            (exit, "exit"),
+            (indirect, "indirect"),
+            (look_up_return[0], "look_up_return.supervisor"),
+            (look_up_return[1], "look_up_return.user"),
+            (fill_read, "fill_read"),
+            (fill_write, "fill_write"),
+            (cross, "cross"),
+            (interpret, "interpret"),
+            (fault, "fault"),
+            (vector, "vector"),
+            (bottom[0], "bottom.supervisor"),
+            (bottom[1], "bottom.user"),
+        ]
+    }
+}
+
 fn store_reason(asm: &mut Asm, reason: ExitReason) {
     asm.store_immediate(Size::B8, Mem::Gs(field!(reason)), reason as i32);
 }

@@ -7,6 +7,7 @@ use crate::cache::{BlockId, Cache, Place};
 use crate::context::{Context, XSAVE};
 use crate::counts::{Counts, Fallbacks};
 use crate::emit::{Features, Mode, VectorLevel};
+use crate::listing::Dump;
 use crate::raw::enter::{self, ContextCell};
 use crate::raw::fill::Filler;
 use crate::raw::signals;
@@ -55,30 +56,32 @@ pub(crate) struct TranslatedVcpu {
     translated: u64,
     /// Code is translated when it is met for this many times.
     hot: u8,
+    dump: Option<Dump>,
 }
 
 impl TranslatedVcpu {
     pub(crate) fn new(id: VcpuId, setup: Setup, options: &Options) -> Result<Self, EngineError> {
         let host = |what| move |source| EngineError::Host { what, source };
         let memory = setup.memory.clone();
+        let fsgsbase = !options.without.fsgsbase && enter::has_fsgsbase();
         let features = Features {
             rdtscp: setup.cpuid.stored(0x8000_0001, 0).edx >> 27 & 1 != 0,
-            view_switch: setup.cpuid.stored(7, 0).ebx >> 20 & 1 != 0 && enter::has_fsgsbase(),
+            view_switch: setup.cpuid.stored(7, 0).ebx >> 20 & 1 != 0 && fsgsbase,
         };
         let core = Core::new(id, setup)?;
         let kicker = core.kicker();
         let shared = Shared::new().map_err(host("memory for a vCPU"))?;
         let mut context = ContextCell::new(&shared);
-        let xstate = xstate::Layout::of_host();
-        let cache =
-            Cache::new(features, options.code_cache, xstate.avx, xstate.xsaveopt).map_err(host("executable memory"))?;
+        let xstate = xstate::Layout::of_host(options.without);
+        let cache = Cache::new(features, options.code_cache, xstate.avx, xstate.xsaveopt)
+            .map_err(host("executable memory"))?;
         let stack = ReturnStack::new().map_err(host("memory for a stack"))?;
         let interrupt = kicker.clone();
         let writer = memory.add_direct_writer(Box::new(move || interrupt.kick()));
         for user in [false, true] {
             cache.forget_targets(user, &mut context);
         }
-        let filler = Filler::new(core, memory.clone(), shared);
+        let filler = Filler::new(core, memory.clone(), shared, fsgsbase);
         let fixed = context.get();
         fixed.fill = Filler::entry();
         fixed.proceed = kicker.word().as_ptr() as u64;
@@ -117,6 +120,7 @@ impl TranslatedVcpu {
             left: None,
             translated: 0,
             hot: options.hot.max(1),
+            dump: options.dump.clone(),
         })
     }
 
@@ -280,6 +284,13 @@ impl TranslatedVcpu {
                 self.memory.load_bytes(place.at, &mut bytes[..len]);
                 fallbacks.refuse(rip, &bytes[..len], mode.long);
             }
+        }
+        if let (Some(dump), Some(id)) = (&self.dump, block)
+            && dump.wants(rip, self.cache.guest_code(id, rip).0.len())
+        {
+            let level = if mode.user { "user" } else { "supervisor" };
+            let bits = if mode.long { 64 } else { 32 };
+            (dump.to)(&format!("translation of {rip:016x}: {bits}-bit {level}\n{}", self.cache.listing(id)));
         }
         // Bytes may have been marked, which the views have to know.
         self.catch_up();

@@ -1,6 +1,7 @@
 //! The XSAVE image in which vector registers wait while Rust runs, and its conversion to and from
 //! [`VectorState`] (standard format: SDM 1 13.4.1, 13.4.2).
 
+use crate::Without;
 use crate::emit::VectorLevel;
 use crate::raw::enter::host_xcr0;
 use std::arch::x86_64::__cpuid_count;
@@ -33,9 +34,15 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// The host's. Without XSAVE nothing on vector registers is emitted.
-    pub(crate) fn of_host() -> Self {
-        let xcr0 = host_xcr0();
+    /// The host's, but for what it shall do without. Without XSAVE nothing on vector registers is emitted.
+    pub(crate) fn of_host(without: Without) -> Self {
+        let mut xcr0 = if without.xsave { 0 } else { host_xcr0() };
+        if without.avx {
+            xcr0 &= !AVX;
+        }
+        if without.avx || without.avx512 {
+            xcr0 &= !AVX512;
+        }
         let mask = xcr0 & (X87 | SSE | AVX | AVX512);
         let level = if mask & AVX512 == AVX512 {
             VectorLevel::Avx512
@@ -139,7 +146,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_again() {
-        let layout = Layout::of_host();
+        let layout = Layout::of_host(Without::NOTHING);
         let mut state = VectorState::default();
         for (index, byte) in state.zmm.as_flattened_mut().iter_mut().enumerate() {
             *byte = (index * 7 + index / 256) as u8;

@@ -55,6 +55,8 @@ pub mod efer {
     pub const NXE: u64 = 1 << 11;
     pub const SVME: u64 = 1 << 12;
     pub const FFXSR: u64 = 1 << 14;
+    /// AMD's automatic IBRS (APM 2 3.1.7).
+    pub const AIBRSE: u64 = 1 << 21;
 }
 
 /// XCR0 state-component bits (SDM 1 13.1).

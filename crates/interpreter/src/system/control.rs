@@ -134,6 +134,10 @@ impl Cpu {
         let mut offered = bit(11, efer::SCE) | bit(20, efer::NXE) | bit(29, efer::LME | efer::LMA);
         if !self.is_intel() {
             offered |= bit(25, efer::FFXSR);
+            if self.setup.cpuid.stored(0x8000_0021, 0).eax >> 8 & 1 != 0 {
+                // Remembered; there is nothing to restrict.
+                offered |= efer::AIBRSE;
+            }
         }
         if value & !offered != 0 {
             return Err(Exception::GP0.into());

@@ -2,7 +2,7 @@
 //!
 //! What is not in the table is never offered. Left out on purpose: VMX and SVM, AMX, TSX, SGX, processor trace, CET, supervisor
 //! keys, user interrupts, HRESET, WAITPKG, ENQCMD, LAM, FRED, MPX, Key Locker, performance counters, RDT, LBR, MONITOR, and
-//! AMD's CLZERO, RDPRU, MONITORX, automatic IBRS, XOP, FMA4, TBM and misaligned SSE operands.
+//! AMD's CLZERO, RDPRU, MONITORX, XOP, FMA4, TBM and misaligned SSE operands.
 
 use x86::cpuid::{Cpuid, Leaf};
 
@@ -22,8 +22,18 @@ pub(super) enum Rule {
     Host,
     /// Software's: always.
     Always,
-    /// Software's, where the host is Intel's.
-    Intel,
+    /// Says that the CPU hasn't got a leak, or has its cheapest remedy: always, unless mitigations are the guest's business; then
+    /// what the host says.
+    Immune,
+    /// The same, where the host is Intel's.
+    IntelImmune,
+    /// The same, where the host is AMD's.
+    AmdImmune,
+    /// Names a register of immunities whose host value can't be read: where the host is Intel's, unless mitigations are the
+    /// guest's business.
+    IntelTold,
+    /// A remedy that only means something to a guest that mitigates: where it does and the host has it.
+    Remedy,
     /// Software's, where the host is AMD's.
     Amd,
     /// Software's, where the machine asks for it.
@@ -110,9 +120,9 @@ pub(super) static FEATURES: &[Feature] = features! {
         16 "la57" La57; 22 "rdpid" Host; 25 "cldemote" Host; 27 "movdiri" Host; 28 "movdir64b" Host;
     }
     7 . 0 Edx {
-        4 "fsrm" Host; 8 "avx512_vp2intersect" Host ["avx512f"]; 14 "serialize" Host;
-        23 "avx512_fp16" Host ["avx512bw", "avx512vl"]; 26 "spec_ctrl" Intel; 27 "intel_stibp" Intel;
-        29 "arch_capabilities" Intel; 31 "spec_ctrl_ssbd" Intel;
+        4 "fsrm" Host; 8 "avx512_vp2intersect" Host ["avx512f"]; 10 "md_clear" Remedy; 14 "serialize" Host;
+        23 "avx512_fp16" Host ["avx512bw", "avx512vl"]; 26 "spec_ctrl" IntelImmune; 27 "intel_stibp" IntelImmune;
+        29 "arch_capabilities" IntelTold; 31 "spec_ctrl_ssbd" IntelImmune;
     }
     7 . 1 Eax {
         0 "sha512" Host ["avx2"]; 1 "sm3" Host ["avx"]; 2 "sm4" Host ["avx"]; 4 "avx_vnni" Host ["avx2"];
@@ -121,7 +131,7 @@ pub(super) static FEATURES: &[Feature] = features! {
     7 . 1 Edx {
         4 "avx_vnni_int8" Host ["avx2"]; 5 "avx_ne_convert" Host ["avx2"]; 10 "avx_vnni_int16" Host ["avx2"];
     }
-    7 . 2 Edx { 5 "mcdt_no" Intel; }
+    7 . 2 Edx { 5 "mcdt_no" IntelImmune; }
     0xd . 1 Eax {
         0 "xsaveopt" Host ["xsave"]; 1 "xsavec" Host ["xsave"]; 2 "xgetbv1" Host ["xsave"]; 3 "xsaves" Host ["xsavec"];
     }
@@ -139,11 +149,12 @@ pub(super) static FEATURES: &[Feature] = features! {
     }
     0x80000007 . 0 Edx { 8 "invariant_tsc" Always; }
     0x80000008 . 0 Ebx {
-        2 "xsaveerptr" Host; 12 "amd_ibpb" Amd; 14 "amd_ibrs" Amd; 15 "amd_stibp" Amd; 24 "amd_ssbd" Amd; 26 "amd_ssb_no" Amd;
-        29 "btc_no" Amd;
+        2 "xsaveerptr" Host; 12 "amd_ibpb" AmdImmune; 14 "amd_ibrs" AmdImmune; 15 "amd_stibp" AmdImmune; 24 "amd_ssbd" AmdImmune;
+        26 "amd_ssb_no" AmdImmune; 29 "btc_no" Immune; 30 "amd_ibpb_ret" Remedy;
     }
     0x80000021 . 0 Eax {
-        0 "no_nested_data_bp" Amd; 2 "lfence_rdtsc" Amd; 6 "null_sel_clr_base" Amd; 27 "sbpb" Amd; 29 "srso_no" Amd;
+        0 "no_nested_data_bp" Amd; 2 "lfence_rdtsc" Amd; 5 "verw_clear" Remedy; 6 "null_sel_clr_base" Amd;
+        8 "autoibrs" AmdImmune; 27 "sbpb" AmdImmune; 28 "ibpb_brtype" Remedy; 29 "srso_no" AmdImmune;
     }
-    0x80000021 . 0 Ecx { 1 "tsa_sq_no" Amd; 2 "tsa_l1_no" Amd; }
+    0x80000021 . 0 Ecx { 1 "tsa_sq_no" AmdImmune; 2 "tsa_l1_no" AmdImmune; }
 };

@@ -7,13 +7,16 @@
 //! **Mitigations.** The guest is told that the CPU has none of the known leaks (`RDCL_NO`, `MDS_NO`, enhanced IBRS and so on),
 //! because under a software engine none of the guest's workarounds would do anything but cost time: guest kernel and guest user
 //! already share a host process, and the host's own mitigations, which guard that process's boundary, stay in force. The trade: a
-//! guest must not be relied on to keep its own users apart from each other against such leaks.
+//! guest must not be relied on to keep its own users apart from each other against such leaks. With [`Mitigations::Guest`] it is
+//! told what the host's CPUID says instead. Only the register IA32_ARCH_CAPABILITIES isn't offered then, since a process
+//! can't read the host's: the guest assumes the worst of its CPU's model.
 //!
 //! Called once a machine, before the engine is made; the vCPU's engine overlays APIC id, OSXSAVE, OSPKE and XSAVE sizes.
 //! No threads, no locks.
 
 mod features;
 
+pub use control::Mitigations;
 use features::{FEATURES, Rule};
 use x86::cpuid::{Cpuid, Leaf};
 
@@ -43,6 +46,8 @@ pub struct Options {
     pub tsc_hz: u64,
     /// Offers 5-level paging. Off by default: Linux then uses it for every address space, and each page walk costs more.
     pub la57: bool,
+    /// What the guest is told of the CPU's leaks.
+    pub mitigations: Mitigations,
 }
 
 /// Who made the host CPU, as far as the tables differ.
@@ -129,12 +134,17 @@ fn set_identity(table: &mut Cpuid, host: &Host<'_>, vendor: Vendor) {
 fn set_features(table: &mut Cpuid, host: &Host<'_>, vendor: Vendor, options: Options) {
     // Sub-leaves 1 and 2 of leaf 7 exist whatever the host has.
     table.leaf_mut(7, 0).eax = 2;
+    let immune = options.mitigations == Mitigations::Off;
     for feature in FEATURES {
         let on_host = feature.is_in(host.leaf(feature.leaf, feature.subleaf));
         let offered = match feature.rule {
             Rule::Host => on_host,
             Rule::Always => true,
-            Rule::Intel => vendor == Vendor::Intel,
+            Rule::Immune => immune || on_host,
+            Rule::IntelImmune => vendor == Vendor::Intel && (immune || on_host),
+            Rule::AmdImmune => vendor == Vendor::Amd && (immune || on_host),
+            Rule::IntelTold => vendor == Vendor::Intel && immune,
+            Rule::Remedy => !immune && on_host,
             Rule::Amd => vendor == Vendor::Amd,
             Rule::La57 => options.la57,
             Rule::Smp => options.cpus > 1,

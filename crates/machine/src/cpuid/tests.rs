@@ -3,7 +3,8 @@
 use super::features::Feature;
 use super::*;
 
-const OPTIONS: Options = Options { cpus: 3, tsc_hz: 2_299_998_417, la57: false };
+const OPTIONS: Options =
+    Options { cpus: 3, tsc_hz: 2_299_998_417, la57: false, mitigations: Mitigations::Off };
 
 /// A host on which every bit of every leaf is set.
 fn everything(leaf: u32, subleaf: u32) -> Leaf {
@@ -176,7 +177,7 @@ fn the_tsc_frequency_survives_linux_arithmetic() {
 
 #[test]
 fn this_host_gets_a_table_linux_can_boot_on() {
-    let table = build(&host, Options { cpus: 1, tsc_hz: 2_000_000_000, la57: false });
+    let table = build(&host, Options { cpus: 1, tsc_hz: 2_000_000_000, ..OPTIONS });
     for name in [
         "lm",
         "nx",
@@ -193,4 +194,56 @@ fn this_host_gets_a_table_linux_can_boot_on() {
     }
     assert!(offered_features(&table).len() > 60);
     assert_eq!(table.query(0x4000_0000, 0).ebx.to_le_bytes(), *b"Ombr");
+}
+
+/// An AMD host with nothing but what is needed to be one, and these bits of 8000_0008 EBX, 8000_0021 EAX and ECX.
+fn amd(ebx: u32, eax: u32, ecx: u32) -> impl Fn(u32, u32) -> Leaf {
+    move |leaf, _| match leaf {
+        0 => Leaf { eax: 0x10, ebx: u32::from_le_bytes(*b"Auth"), ..Leaf::default() },
+        0x8000_0000 => Leaf { eax: 0x8000_0021, ..Leaf::default() },
+        0x8000_0008 => Leaf { eax: 0x3030, ebx, ..Leaf::default() },
+        0x8000_0021 => Leaf { eax, ecx, ..Leaf::default() },
+        _ => Leaf::default(),
+    }
+}
+
+/// What Linux looks at before it decides that an AMD CPU isn't affected (`cpu_set_bug_bits`), or that it only has to set a bit.
+#[test]
+fn an_amd_cpu_is_said_to_have_no_leaks_unless_mitigations_are_the_guests() {
+    const ALL: [&str; 6] = ["amd_ssb_no", "btc_no", "srso_no", "autoibrs", "tsa_sq_no", "tsa_l1_no"];
+    let table = build(&amd(0, 0, 0), OPTIONS);
+    for name in ALL {
+        assert!(offers(&table, name), "{name}");
+    }
+    let guests = Options { mitigations: Mitigations::Guest, ..OPTIONS };
+    let table = build(&amd(0, 0, 0), guests);
+    for name in ALL.iter().chain(&["amd_ibpb", "amd_ibrs", "amd_stibp", "amd_ssbd", "sbpb"]) {
+        assert!(!offers(&table, name), "{name}: this host doesn't have it");
+    }
+    let table = build(&amd(1 << 12 | 1 << 29, 1 << 28 | 1 << 8, 1 << 2), guests);
+    for name in ["amd_ibpb", "btc_no", "ibpb_brtype", "autoibrs", "tsa_l1_no"] {
+        assert!(offers(&table, name), "{name}: this host has it");
+    }
+    for name in ["amd_ssb_no", "srso_no", "tsa_sq_no"] {
+        assert!(!offers(&table, name), "{name}");
+    }
+    // A remedy by itself would only tempt the guest.
+    assert!(!offers(&build(&amd(0, 1 << 28, 0), OPTIONS), "ibpb_brtype"));
+}
+
+#[test]
+fn an_intel_cpu_is_said_to_have_no_leaks_unless_mitigations_are_the_guests() {
+    let table = build(&everything, OPTIONS);
+    // ARCH_CAPABILITIES has the rest, see `msr`. Retbleed is asked for by AMD's bit whoever made the CPU.
+    for name in ["arch_capabilities", "btc_no", "spec_ctrl"] {
+        assert!(offers(&table, name), "{name}");
+    }
+    assert!(!offers(&table, "md_clear"), "a CPU without the leak needs no clearing");
+    let table = build(&everything, Options { mitigations: Mitigations::Guest, ..OPTIONS });
+    assert!(offers(&table, "md_clear") && offers(&table, "spec_ctrl"));
+    assert!(!offers(&table, "arch_capabilities"), "the host's can't be read");
+    assert!(!offers(
+        &build(&without("spec_ctrl"), Options { mitigations: Mitigations::Guest, ..OPTIONS }),
+        "spec_ctrl"
+    ));
 }

@@ -84,6 +84,7 @@ fn config(kernel: &tempfile::NamedTempFile) -> MachineConfig {
         memory: 8 << 20,
         cpus: 2,
         la57: false,
+        mitigations: control::Mitigations::Off,
         boot: BootConfig { kernel: kernel.path().to_owned(), initramfs: None, cmdline: String::new() },
         serial: [Some(SerialConfig::Stream), None, None, None],
         no_reboot: false,
@@ -374,4 +375,18 @@ fn a_timer_of_the_local_apic_wakes_a_halted_vcpu() {
     assert_eq!(events.recv_timeout(Duration::from_secs(5)), Ok(Some(engine::Event::Interrupt(0x40))));
     handle.stop();
     assert!(matches!(running.join().expect("no panic"), Ok(Outcome::Stopped)));
+}
+
+#[test]
+fn what_the_vcpus_have_counted_is_reported_when_the_run_ends() {
+    let file = kernel();
+    let (report, reports) = mpsc::channel();
+    let config = MachineConfig { cpus: 2, ..config(&file) };
+    let mut machine = machine(config, Streams::default(), vec![power_off()]).expect("a machine");
+    machine.report_to(move |counted| report.send(counted.clone()).expect("someone listens"));
+    assert!(matches!(machine.run(), Ok(Outcome::PowerOff)));
+    let counted = reports.recv().expect("a report");
+    assert_eq!((counted.engine, counted.vcpus), ("script", 2));
+    assert_eq!(counted.counters.value("script", "steps_left"), Some(0));
+    assert!(counted.beside_ram_bytes.expect("Linux tells") > 0);
 }

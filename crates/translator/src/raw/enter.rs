@@ -56,13 +56,13 @@ impl ContextCell {
     }
 }
 
-/// Runs translated code: sets GS, calls the entry stub, and comes back when translated code leaves.
+/// Runs translated code: sets GS, by the instruction where `fsgsbase` says that there is one, calls the entry stub, and comes back when translated code leaves.
 ///
 /// # Safety
 /// `stub` is the entry stub made by `stubs`, the context behind GS (`origin`) is complete, and its target is a translation whose
-/// assumptions hold.
-pub(crate) unsafe fn enter(stub: u64, origin: u64) {
-    set_gs(origin);
+/// assumptions hold. `fsgsbase` is only true where [`has_fsgsbase`] is.
+pub(crate) unsafe fn enter(stub: u64, origin: u64, fsgsbase: bool) {
+    set_gs(origin, fsgsbase);
     // SAFETY: the stub keeps the System V calling convention (it saves what has to be saved, and leaves MXCSR and DF as Rust
     // wants them); all else is the caller's promise.
     unsafe {
@@ -72,9 +72,9 @@ pub(crate) unsafe fn enter(stub: u64, origin: u64) {
 }
 
 /// Points GS at a view. Rust and the C library don't use GS.
-fn set_gs(base: u64) {
-    if has_fsgsbase() {
-        // SAFETY: the kernel says that the instruction is enabled.
+fn set_gs(base: u64, fsgsbase: bool) {
+    if fsgsbase {
+        // SAFETY: the caller has asked the kernel whether the instruction is enabled.
         unsafe { asm!("wrgsbase {0}", in(reg) base, options(nomem, nostack, preserves_flags)) };
     } else {
         const ARCH_SET_GS: libc::c_int = 0x1001;

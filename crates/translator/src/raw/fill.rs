@@ -31,14 +31,17 @@ pub(crate) struct Filler {
     /// The running vCPU's, during a run.
     context: *mut Context,
     pub(crate) fills: u64,
+    /// User code may set GS.
+    fsgsbase: bool,
 }
 
 // SAFETY: the pointers are used by the vCPU's thread only, `io` only during a run.
 unsafe impl Send for Filler {}
 
 impl Filler {
-    pub(crate) fn new(core: Core, memory: GuestMemory, shared: Shared) -> Box<Self> {
+    pub(crate) fn new(core: Core, memory: GuestMemory, shared: Shared, fsgsbase: bool) -> Box<Self> {
         Box::new(Self {
+            fsgsbase,
             core,
             memory,
             views: [None, None, None],
@@ -103,7 +106,7 @@ impl Filler {
         // alone until it leaves.
         unsafe {
             (*context).vcpu = this as u64;
-            enter(stub, origin);
+            enter(stub, origin, self.fsgsbase);
         }
         signals::set_running(None);
         self.io = None;

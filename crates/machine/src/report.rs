@@ -1,0 +1,41 @@
+//! What a run has counted, and what it took of the host, for people: `ombra run --stats`.
+//!
+//! Made by the machine when its vCPUs have come back from their threads, on the thread that ran the machine.
+
+use engine::{Counters, Engine, Vcpu};
+use memory::GuestMemory;
+use std::time::Duration;
+
+/// A run in numbers.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The engine's name.
+    pub engine: &'static str,
+    /// Number of vCPUs.
+    pub vcpus: usize,
+    /// How long the run took.
+    pub elapsed: Duration,
+    /// What the vCPUs have counted, added up.
+    pub counters: Counters,
+    /// Bytes of memory that back guest RAM, where the host tells.
+    pub ram_bytes: Option<u64>,
+    /// Bytes of memory that the process has beside guest RAM, where the host tells.
+    pub beside_ram_bytes: Option<u64>,
+}
+
+pub(crate) fn collect<'a>(
+    engine: &dyn Engine,
+    vcpus: impl Iterator<Item = &'a dyn Vcpu>,
+    memory: &GuestMemory,
+    elapsed: Duration,
+) -> Report {
+    let mut counters = Counters::new();
+    let mut count = 0;
+    for vcpu in vcpus {
+        counters.merge(&vcpu.counters());
+        count += 1;
+    }
+    let ram_bytes = memory.resident();
+    let beside_ram_bytes = memory::resident_in_all().zip(ram_bytes).map(|(all, ram)| all.saturating_sub(ram));
+    Report { engine: engine.caps().name, vcpus: count, elapsed, counters, ram_bytes, beside_ram_bytes }
+}
