@@ -34,11 +34,12 @@ usage: cargo xtask COMMAND
     --only NAME         a workload or group (integer, memory, vector, kernel, atomics, code, programs); may be repeated
     --rounds N          rounds through all of them (default 3)
     --engine NAME       an engine of Ombra (default all); may be repeated
-    --no-native, --no-tcg
+    --no-native, --no-ombra, --no-tcg
     --scale FACTOR      so much of the work (default 1)
     --write             the table goes into docs/benchmarks.md too
   bench --prepare       builds guests/bench into cache/guests: `bench`, and an initramfs of it, `bench.cpio`
   fuzz oracle [N]       N random cases (default 5000000) on the host CPU against the interpreter
+  fuzz sequences [N]    N random programs (default 2000000) on each engine against the interpreter
   fuzz TARGET [--seconds N]
                         libFuzzer on a target of fuzz/ for N seconds (default 600); needs a C++ compiler
   fuzz TARGET FILE      one input again
@@ -136,17 +137,20 @@ fn test() -> Result<()> {
 
 fn fuzz_any(words: &[&str]) -> Result<()> {
     match words {
-        ["oracle"] => fuzz_oracle("5000000"),
-        ["oracle", cases] => fuzz_oracle(cases),
+        ["oracle"] => fuzz_test("oracle", "ORACLE_CASES", "5000000"),
+        ["oracle", cases] => fuzz_test("oracle", "ORACLE_CASES", cases),
+        ["sequences"] => fuzz_test("sequences", "SEQUENCES_CASES", "2000000"),
+        ["sequences", cases] => fuzz_test("sequences", "SEQUENCES_CASES", cases),
         _ => fuzz::command(words),
     }
 }
 
-fn fuzz_oracle(cases: &str) -> Result<()> {
+/// A test program of `conformance` on more cases than usual.
+fn fuzz_test(test: &str, variable: &str, cases: &str) -> Result<()> {
     if cases.parse::<u64>().is_err() {
         bail!("`{cases}` isn't a number of cases");
     }
     run(cargo()
-        .args(["test", "--release", "--package", "conformance", "--test", "oracle", "--", "--nocapture"])
-        .env("ORACLE_CASES", cases))
+        .args(["test", "--release", "--package", "conformance", "--test", test, "--", "--nocapture"])
+        .env(variable, cases))
 }

@@ -32,13 +32,15 @@ use workload::{Run, Workload};
 const READY: &str = "bench-init";
 /// The beginning of its last.
 const DONE: &str = "bench-end";
+/// No repetition begins later.
+const ENOUGH: Duration = Duration::from_millis(300);
 
 const USAGE: &str = "\
 usage: bench [NAME or GROUP]... [--without NAME]... [--scale FACTOR] [--scale NAME=FACTOR] [--repeat N] [--list]
   --without NAME       all but a workload or group
   --scale FACTOR       so much of each workload (default 1; at least one iteration)
   --scale NAME=FACTOR  so much of a workload or group; the last that fits counts
-  --repeat N           up to N repetitions of each (default 3), fewer once they have taken a second
+  --repeat N           up to N repetitions of each (default 3), fewer once they have taken 0.3 s
   --list               names, groups and iterations, and runs nothing
 ";
 
@@ -168,7 +170,7 @@ fn measure(workload: &Workload, iterations: u64, repeat: u32) -> Result<String, 
     let start = Instant::now();
     let mut times: Vec<Duration> = Vec::new();
     let mut checksum = None;
-    while times.len() < repeat as usize && start.elapsed() < Duration::from_secs(1) {
+    while times.len() < repeat as usize && start.elapsed() < ENOUGH {
         let run: Run = (workload.run)(iterations).map_err(|error| error.to_string())?;
         if *checksum.get_or_insert(run.checksum) != run.checksum {
             return Err(format!("{:x?} became {:x}", checksum, run.checksum));

@@ -36,6 +36,7 @@ struct Options {
     /// Engines of Ombra; none for all that it has.
     engines: Vec<String>,
     native: bool,
+    ombra: bool,
     tcg: bool,
     /// So much of all work.
     scale: f64,
@@ -57,6 +58,7 @@ fn parse(words: &[&str]) -> Result<Options> {
         rounds: 3,
         engines: Vec::new(),
         native: true,
+        ombra: true,
         tcg: true,
         scale: 1.0,
         write: false,
@@ -76,6 +78,7 @@ fn parse(words: &[&str]) -> Result<Options> {
                 options.scale = scale.context("--scale wants a number above 0")?;
             }
             "--no-native" => options.native = false,
+            "--no-ombra" => options.ombra = false,
             "--no-tcg" => options.tcg = false,
             "--write" => options.write = true,
             _ => bail!("bench knows no `{word}`; `cargo xtask` alone says what there is"),
@@ -146,7 +149,7 @@ fn monitors(files: &Files, options: &Options) -> Result<Vec<Monitor>> {
         }
     }
     for engine in there {
-        if options.engines.is_empty() || options.engines.contains(&engine) {
+        if options.ombra && (options.engines.is_empty() || options.engines.contains(&engine)) {
             monitors.push(Monitor::ombra(&engine));
         }
     }
@@ -192,6 +195,14 @@ fn measure(
                 }
             };
             let names: BTreeSet<&str> = catalog.names(part).collect();
+            if !std::io::stderr().is_terminal() {
+                eprintln!(
+                    "bench: round {round} of {}, {}, {} workloads",
+                    options.rounds,
+                    monitor.name,
+                    names.len()
+                );
+            }
             let session = session::run(command, &names, |name| {
                 progress(&format!("round {round} of {}, {}: {name}", options.rounds, monitor.name));
             })?;
