@@ -17,6 +17,9 @@ pub(super) struct Host {
     pub(super) avx512: bool,
     /// AVX-512BW usable: opmasks have 64 bits.
     pub(super) wide_masks: bool,
+    /// The SHA instructions' operands in memory have to be aligned, as Intel's manual says. AMD's CPUs ask for it only
+    /// where #AC is enabled.
+    pub(super) aligned_sha: bool,
 }
 
 /// Leaf, subleaf, register (EAX = 0), bit.
@@ -114,7 +117,9 @@ impl Host {
         }
         let offers = |feature| features.contains(&feature);
         let (avx, avx512, wide_masks) = (offers(F::AVX), offers(F::AVX512F), offers(F::AVX512BW));
-        Self { features, mxcsr_mask: host_mxcsr_mask(), avx, avx512, wide_masks }
+        let [_, vendor, ..] = cpuid(0, 0);
+        let amd = [u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"Hygo")].contains(&vendor);
+        Self { features, mxcsr_mask: host_mxcsr_mask(), avx, avx512, wide_masks, aligned_sha: !amd }
     }
 
     /// Whether the host has all of `needed`, and all of it belongs to what `native` runs.

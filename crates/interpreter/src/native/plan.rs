@@ -2,7 +2,10 @@
 //!
 //! Pure functions of the instruction (and, for masks, of the vector state); called when a stub is compiled.
 
-use iced_x86::{EncodingKind, Instruction, InstructionInfo, Mnemonic as M, OpAccess, OpKind, Register};
+use super::host::Host;
+use iced_x86::{
+    CpuidFeature, EncodingKind, Instruction, InstructionInfo, Mnemonic as M, OpAccess, OpKind, Register,
+};
 use x86::state::VectorState;
 
 /// What decides which elements of a memory operand are touched.
@@ -143,9 +146,15 @@ fn alignment(instruction: &Instruction, size: u8) -> u8 {
         | M::Pcmpistrm => 1,
         M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovdqa32 | M::Vmovdqa64 => size,
         M::Vmovntps | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa => size,
+        _ if takes_misaligned_sha(instruction) => 1,
         _ if instruction.encoding() == EncodingKind::Legacy && size == 16 => 16,
         _ => 1,
     }
+}
+
+/// See [`Host::aligned_sha`].
+fn takes_misaligned_sha(instruction: &Instruction) -> bool {
+    !Host::get().aligned_sha && instruction.cpuid_features().contains(&CpuidFeature::SHA)
 }
 
 /// What an operand has to be aligned to where #AC is enabled (SDM 3A table 6-7). Vector operands are exempt except where they
@@ -155,6 +164,7 @@ fn check(instruction: &Instruction, size: u8) -> u8 {
         _ if matches!(instruction.mnemonic(), M::Vcvtph2ps | M::Vcvtps2ph) => 1,
         2 | 4 | 8 => size,
         10 => 8,
+        16 if takes_misaligned_sha(instruction) => size,
         _ => 1,
     }
 }
