@@ -4,6 +4,7 @@
 
 pub mod cases;
 pub mod oracle;
+pub mod sequences;
 
 use engine::{Engine, EngineError, Setup};
 

@@ -39,7 +39,7 @@ pub(crate) fn command(words: &[&str]) -> Result<()> {
         [target, file] if Path::new(file).is_file() => repeat(target, Path::new(file)),
         [target, seconds] => search(target, number(seconds)?),
         _ => bail!(
-            "fuzz wants `oracle [CASES]`, or one of {} and optionally --seconds N",
+            "fuzz wants `oracle [CASES]`, `sequences [CASES]`, or one of {} and optionally --seconds N",
             targets()?.join(", ")
         ),
     }
@@ -100,7 +100,7 @@ fn targets() -> Result<Vec<String>> {
 /// Builds a target and gives its program.
 fn build(target: &str) -> Result<PathBuf> {
     if !targets()?.iter().any(|name| name == target) {
-        bail!("there is no fuzz target `{target}`; there are: oracle, {}", targets()?.join(", "));
+        bail!("there is no fuzz target `{target}`; there are: oracle, sequences, {}", targets()?.join(", "));
     }
     if !has_cpp_compiler() {
         bail!("libFuzzer is built from C++; as root: apt install g++");

@@ -33,7 +33,7 @@ const PT: u64 = 0x8_4000;
 
 /// How a case starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum World {
+pub(crate) enum World {
     /// Real mode, all segments 0.
     Real,
     /// Virtual-8086 mode without paging, all segments 0.
@@ -56,10 +56,10 @@ pub(super) enum World {
 
 /// A world and a ring in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Mode {
-    pub(super) world: World,
+pub(crate) struct Mode {
+    pub(crate) world: World,
     /// Ring 3 instead of ring 0.
-    pub(super) user: bool,
+    pub(crate) user: bool,
 }
 
 impl Mode {
@@ -258,7 +258,7 @@ const fn ring(attributes: u16, dpl: u16) -> u16 {
 }
 
 /// Selector without RPL, attributes, limit in the descriptor's unit.
-const SEGMENTS: &[(u64, u16, u64)] = &[
+pub(crate) const SEGMENTS: &[(u64, u16, u64)] = &[
     (0x08, FLAT_CODE32, 0xf_ffff),
     (0x10, FLAT_DATA, 0xf_ffff),
     (0x18, FLAT_CODE64, 0xf_ffff),
@@ -282,7 +282,7 @@ pub(super) fn constant(name: &str) -> Option<u64> {
 }
 
 /// A segment or system descriptor from its parts; the limit in the descriptor's unit.
-pub(super) const fn descriptor(base: u64, limit: u64, attributes: u16) -> u64 {
+pub(crate) const fn descriptor(base: u64, limit: u64, attributes: u16) -> u64 {
     limit & 0xffff
         | (base & 0xff_ffff) << 16
         | (attributes as u64 & 0xf0ff) << 40
@@ -291,7 +291,7 @@ pub(super) const fn descriptor(base: u64, limit: u64, attributes: u16) -> u64 {
 }
 
 /// A gate's low 8 bytes.
-pub(super) const fn gate(selector: u64, offset: u64, access: u64, count: u64) -> u64 {
+pub(crate) const fn gate(selector: u64, offset: u64, access: u64, count: u64) -> u64 {
     offset & 0xffff
         | (selector & 0xffff) << 16
         | (count & 0x1f) << 32
@@ -366,7 +366,7 @@ fn root(mode: Mode) -> u64 {
 }
 
 /// The registers at the start.
-pub(super) fn registers(mode: Mode) -> CpuState {
+pub(crate) fn registers(mode: Mode) -> CpuState {
     let mut state = CpuState { gpr: [0; 16], rip: CODE, ..CpuState::default() };
     state.gpr[gpr::RSP] = STACK;
     state.gdtr = TableRegister { base: GDT, limit: GDT_LIMIT };

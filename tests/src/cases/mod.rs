@@ -6,10 +6,10 @@
 
 mod assemble;
 mod case;
-mod environment;
+pub(crate) mod environment;
 mod expression;
 mod judge;
-mod platform;
+pub(crate) mod platform;
 mod registers;
 mod setup;
 

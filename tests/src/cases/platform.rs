@@ -15,13 +15,13 @@ use std::collections::{BTreeMap, VecDeque};
 use x86::Gpa;
 
 /// See the module.
-pub(super) const NMI_PORT: u16 = 0xe0;
+pub(crate) const NMI_PORT: u16 = 0xe0;
 /// See the module.
-pub(super) const INTERRUPT_PORT: u16 = 0xe1;
+pub(crate) const INTERRUPT_PORT: u16 = 0xe1;
 /// See the module.
-pub(super) const DMA_ADDRESS_PORT: u16 = 0xe8;
+pub(crate) const DMA_ADDRESS_PORT: u16 = 0xe8;
 /// See the module.
-pub(super) const DMA_PORT: u16 = 0xec;
+pub(crate) const DMA_PORT: u16 = 0xec;
 
 /// Accesses to one port or MMIO address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -72,11 +72,11 @@ impl TestPlatform {
     }
 }
 
-fn value(bytes: &[u8]) -> u64 {
+pub(crate) fn value(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
 }
 
-fn answer(buffer: &mut [u8], value: u64) {
+pub(crate) fn answer(buffer: &mut [u8], value: u64) {
     for (byte, from) in buffer.iter_mut().zip(value.to_le_bytes()) {
         *byte = from;
     }

@@ -5,7 +5,7 @@
 //! prefix combination occurs, also those that no assembler writes. Then registers or displacements are set so that most
 //! memory operands lie in the data window.
 
-mod encode;
+pub(crate) mod encode;
 mod fit;
 
 use super::case::{CODE, CODE_LEN, DATA, DATA_LEN, Initial, MAX_CODE};
@@ -48,9 +48,27 @@ pub struct Case {
     pub features: Vec<CpuidFeature>,
 }
 
-struct Encoding {
-    info: &'static OpCodeInfo,
+/// An encoding that instructions can be drawn from.
+pub(crate) struct Encoding {
+    pub(crate) info: &'static OpCodeInfo,
     opcode_register: bool,
+}
+
+impl Encoding {
+    pub(crate) fn new(code: Code) -> Self {
+        let info = code.op_code();
+        let opcode_register = info.op_kinds().iter().any(|kind| {
+            matches!(
+                kind,
+                OpCodeOperandKind::r8_opcode
+                    | OpCodeOperandKind::r16_opcode
+                    | OpCodeOperandKind::r32_opcode
+                    | OpCodeOperandKind::r64_opcode
+                    | OpCodeOperandKind::sti_opcode
+            )
+        });
+        Self { info, opcode_register }
+    }
 }
 
 /// Makes cases from seeds.
@@ -92,17 +110,7 @@ impl Generator {
             let present = features
                 .iter()
                 .all(|&feature| *known.entry(feature as u32).or_insert_with(|| exclude::host_has(feature)));
-            let opcode_register = info.op_kinds().iter().any(|kind| {
-                matches!(
-                    kind,
-                    OpCodeOperandKind::r8_opcode
-                        | OpCodeOperandKind::r16_opcode
-                        | OpCodeOperandKind::r32_opcode
-                        | OpCodeOperandKind::r64_opcode
-                        | OpCodeOperandKind::sti_opcode
-                )
-            });
-            let encoding = Encoding { info, opcode_register };
+            let encoding = Encoding::new(code);
             if !present {
                 this.absent.push(encoding);
                 continue;
@@ -397,20 +405,7 @@ impl Builder {
         self.before = self.undefined;
         let defined =
             from_iced(instruction.rflags_written() | instruction.rflags_cleared() | instruction.rflags_set());
-        let conditional = matches!(
-            instruction.mnemonic(),
-            Mnemonic::Shl
-                | Mnemonic::Shr
-                | Mnemonic::Sar
-                | Mnemonic::Sal
-                | Mnemonic::Shld
-                | Mnemonic::Shrd
-                | Mnemonic::Rol
-                | Mnemonic::Ror
-                | Mnemonic::Rcl
-                | Mnemonic::Rcr
-        ) || instruction.has_rep_prefix()
-            || instruction.has_repne_prefix();
+        let conditional = writes_flags_conditionally(instruction);
         if !conditional {
             self.undefined -= defined;
         }
@@ -419,8 +414,26 @@ impl Builder {
     }
 }
 
+/// Whether the instruction may leave all flags as they were: counts of zero.
+pub(crate) fn writes_flags_conditionally(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.mnemonic(),
+        Mnemonic::Shl
+            | Mnemonic::Shr
+            | Mnemonic::Sar
+            | Mnemonic::Sal
+            | Mnemonic::Shld
+            | Mnemonic::Shrd
+            | Mnemonic::Rol
+            | Mnemonic::Ror
+            | Mnemonic::Rcl
+            | Mnemonic::Rcr
+    ) || instruction.has_rep_prefix()
+        || instruction.has_repne_prefix()
+}
+
 /// Flags as iced numbers them.
-fn from_iced(bits: u32) -> Rflags {
+pub(crate) fn from_iced(bits: u32) -> Rflags {
     [
         (RflagsBits::OF, Rflags::OF),
         (RflagsBits::SF, Rflags::SF),

@@ -115,7 +115,8 @@ pub fn host_cpuid() -> Cpuid {
     table
 }
 
-fn offered_xcr0() -> u64 {
+/// The state components that guests are offered.
+pub(crate) fn offered_xcr0() -> u64 {
     let host = cpuid(0xd, 0).eax;
     u64::from(host) & (xcr0::X87 | xcr0::SSE | xcr0::AVX | xcr0::AVX512)
 }

@@ -64,7 +64,7 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>) {
 }
 
 /// Draws the bytes. `tame` leaves out what some encodings don't admit.
-fn draw(random: &mut Random, encoding: &Encoding, tame: bool) -> Vec<u8> {
+pub(crate) fn draw(random: &mut Random, encoding: &Encoding, tame: bool) -> Vec<u8> {
     let info = encoding.info;
     let mut bytes = Vec::with_capacity(32);
     let opcode = info.op_code();
