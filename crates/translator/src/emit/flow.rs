@@ -206,6 +206,7 @@ impl Emitter<'_> {
 
     /// Finds the slot of the target in R11 (R10, then) or leaves the instruction to the reference.
     fn probe(&mut self) {
+        self.make_room();
         self.asm.load_gs(RCX, field!(proceed));
         self.asm.load(Size::B4, RCX, Mem::near(RCX, 0));
         let stop = self.asm.jrcxz();

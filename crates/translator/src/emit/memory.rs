@@ -103,6 +103,7 @@ impl Emitter<'_> {
     /// is kept.
     pub(super) fn look_up(&mut self, address: Address, bytes: u32, write: bool) {
         let Address { reg, known } = address;
+        self.make_room();
         let may_cross = match known {
             Some(value) => value & 0xfff > 0x1000 - u64::from(bytes),
             None => bytes > 1,

@@ -306,6 +306,7 @@ impl Emitter<'_> {
         self.finish_islands();
         self.finish_links();
         if self.broken {
+            tracing::debug!(rip, "a short jump of the translation is too long");
             return None;
         }
         if mode.counted {
@@ -350,12 +351,14 @@ impl Emitter<'_> {
         self.asm.jump(self.request.stubs.exit);
     }
 
-    /// Before an instruction is emitted: writes the waiting islands if the next instruction might put them out of reach.
+    /// Before a few dozen bytes are emitted: writes the waiting islands if those might put them out of reach. Scratch registers and
+    /// flags are kept.
     fn make_room(&mut self) {
         if self.islands.first().is_some_and(|island| self.asm.distance(island.from) > 25) {
             let over = self.asm.jump_short();
             self.finish_islands();
             self.must_reach(over);
+            self.marks.push(Mark { host: self.asm.len() as u32, guest: self.guest });
         }
     }
 
