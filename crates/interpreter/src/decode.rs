@@ -8,6 +8,8 @@ use crate::cpu::{CodeSize, Cpu, Step, Stop};
 use crate::length::{is_sse4a, vex_length};
 use crate::native::StubCell;
 use crate::op::{Detail, Handler, Op, describe};
+use crate::run::CodePlace;
+use crate::system::Output;
 use crate::{integer, string, system, vector};
 use engine::{Access as Bus, Platform};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
@@ -147,9 +149,8 @@ impl Cpu {
         Ok(single(key, &bytes, generation, Some((second, second_generation))))
     }
 
-    /// CPUID 8000_0001H.ECX, bit 6 (APM 3 appendix E).
     fn offers_sse4a(&self) -> bool {
-        self.setup.cpuid.stored(0x8000_0001, 0).ecx & 1 << 6 != 0
+        self.offers(0x8000_0001, 0, Output::Ecx, 6)
     }
 
     /// Decodes one instruction that isn't, or not wholly, in RAM.
@@ -159,13 +160,11 @@ impl Cpu {
         for count in 0..MAX_BYTES {
             let at = address.wrapping_add(count as u64);
             let at = if key.size == CodeSize::Bits64 { at } else { at & 0xffff_ffff };
-            bytes[count] = match self.fetch_target(at, io)? {
-                Some(ram) => self.memory.load(ram),
-                None => {
-                    let walked =
-                        self.walk(at, crate::walk::Intent::Fetch, crate::walk::Actor::Explicit, io)?;
+            bytes[count] = match self.locate_code(at, io)? {
+                CodePlace::Ram(ram) => self.memory.load(ram),
+                CodePlace::Device(gpa) => {
                     let mut byte = [0];
-                    io.mmio(walked.gpa, Bus::Read(&mut byte));
+                    io.mmio(gpa, Bus::Read(&mut byte));
                     byte[0]
                 }
             };

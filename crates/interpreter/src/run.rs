@@ -15,13 +15,19 @@ use memory::RamOffset;
 use x86::address::PAGE_SIZE;
 use x86::control::dr6;
 use x86::state::{Activity, seg};
-use x86::{Exception, Rflags, Vector};
+use x86::{Exception, Gpa, Rflags, Vector};
 
 /// Where the next instruction comes from.
 enum Code {
     Block(BlockIndex),
     /// Not in RAM: decoded afresh each time.
     Uncached(Box<crate::blocks::Block>),
+}
+
+/// Where code lies. Found by one walk: page tables that are in a device may say something else to the next.
+pub(crate) enum CodePlace {
+    Ram(RamOffset),
+    Device(Gpa),
 }
 
 /// Faults, or parts of a repeated instruction, in a row without any instruction completing. A handler that faults at its own
@@ -343,14 +349,22 @@ impl Cpu {
         address: u64,
         io: &mut dyn Platform,
     ) -> Result<Option<RamOffset>, Stop> {
+        match self.locate_code(address, io)? {
+            CodePlace::Ram(ram) => Ok(Some(ram)),
+            CodePlace::Device(_) => Ok(None),
+        }
+    }
+
+    /// Where code at a linear address lies.
+    pub(crate) fn locate_code(&mut self, address: u64, io: &mut dyn Platform) -> Result<CodePlace, Stop> {
         if let Some(ram) = self.tlb.fetch(address) {
-            return Ok(Some(ram));
+            return Ok(CodePlace::Ram(ram));
         }
         if self.long_mode && !self.is_canonical(address) {
             return Err(Exception::GP0.into());
         }
         let walked = self.walk(address, Intent::Fetch, Actor::Explicit, io)?;
-        let Some(page) = self.page_in_ram(walked.gpa) else { return Ok(None) };
+        let Some(page) = self.page_in_ram(walked.gpa) else { return Ok(CodePlace::Device(walked.gpa)) };
         self.tlb.fill_code(Fill {
             page: address & !(PAGE_SIZE - 1),
             ram: page,
@@ -358,7 +372,7 @@ impl Cpu {
             write: false,
             large: walked.large,
         });
-        Ok(Some(RamOffset(page.0 + walked.gpa.offset())))
+        Ok(CodePlace::Ram(RamOffset(page.0 + walked.gpa.offset())))
     }
 
     /// Takes an event that the machine has handed out.

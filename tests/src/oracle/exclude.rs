@@ -244,6 +244,7 @@ pub fn host_has(feature: F) -> bool {
         F::AVX512_BF16 => bit(seven_one.eax, 5),
         F::AVX_IFMA => bit(seven_one.eax, 23),
         F::LZCNT => bit(extended.ecx, 5),
+        F::SSE4A => bit(extended.ecx, 6),
         F::PREFETCHW => bit(extended.ecx, 8),
         _ => false,
     }

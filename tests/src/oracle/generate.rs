@@ -10,7 +10,7 @@ mod fit;
 
 use super::case::{CODE, CODE_LEN, DATA, DATA_LEN, Initial, MAX_CODE};
 use super::random::Random;
-use super::{exclude, undefined};
+use super::{exclude, undefined, vendor};
 use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction, MandatoryPrefix, Mnemonic,
     OpCodeInfo, OpCodeOperandKind, OpKind, RflagsBits,
@@ -346,11 +346,16 @@ impl Builder {
         let Some((mut bytes, instruction)) = self.encode(encoding, ip) else { return };
         let len = instruction.len();
         if instruction.is_invalid() {
+            if vendor::is_amd() && vendor::may_define(ip, &bytes[..len]) {
+                return;
+            }
             self.before = self.undefined;
             self.push(&bytes[..len], ip);
             return;
         }
-        if exclude::is_excluded(&instruction) {
+        if exclude::is_excluded(&instruction)
+            || vendor::is_amd() && vendor::differs(&instruction, &bytes[..len])
+        {
             return;
         }
         let branch = (0..instruction.op_count()).any(|i| {

@@ -121,6 +121,9 @@ pub fn compare(case: &Case, host: &Outcome, engine: &Outcome) -> Vec<Difference>
             ),
         });
     }
+    if super::vendor::is_amd() {
+        all.retain(|difference| !super::vendor::forgives(case, host, engine, &difference.what));
+    }
     all
 }
 

@@ -5,15 +5,23 @@ use super::form::{Dst, Form, Imm, Mem, Reg, Src, by_wide_width, by_width, form, 
 use crate::cpu::{Cpu, Step};
 use crate::flags::Flags;
 use crate::op::{Handler, Op, operand_size};
+use crate::system::Output;
 use crate::width::Width;
 use engine::Platform;
 use iced_x86::{Instruction, Mnemonic, OpKind};
-use x86::Rflags;
 use x86::state::gpr;
+use x86::{Exception, Rflags};
 
 fn mov<D: Dst, S: Src, W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
     let value = S::get::<W>(cpu, op, io)?;
     D::set(cpu, op, value, io)
+}
+
+fn movdiri<W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
+    if !cpu.offers(7, 0, Output::Ecx, 27) {
+        return Err(Exception::UD.into());
+    }
+    mov::<Mem, Reg, W>(cpu, op, io)
 }
 
 /// MOVZX: `F` to the wider `W`.
@@ -222,7 +230,8 @@ pub(crate) fn hot_handler(instruction: &Instruction) -> Option<Handler> {
             pick_extension::<true>(operand_size(instruction, 1), size, form == Form::RegMem)
         }
         Mnemonic::Lea => by_wide_width!(size, lea),
-        Mnemonic::Movnti | Mnemonic::Movdiri if form == Form::MemReg => by_width!(size, mov::<Mem, Reg>),
+        Mnemonic::Movnti if form == Form::MemReg => by_width!(size, mov::<Mem, Reg>),
+        Mnemonic::Movdiri if form == Form::MemReg => by_width!(size, movdiri),
         _ if condition(instruction).is_some() => match (form, size) {
             (Form::RegReg, _) => by_wide_width!(size, cmov::<Reg>),
             (Form::RegMem, _) => by_wide_width!(size, cmov::<Mem>),

@@ -11,6 +11,8 @@ pub(super) struct Host {
     features: Vec<F>,
     /// Valid bits of MXCSR.
     pub(super) mxcsr_mask: u32,
+    /// It isn't Intel's: what follows AMD's manual, or does as AMD's processors do.
+    pub(super) amd: bool,
     /// AVX usable.
     pub(super) avx: bool,
     /// AVX-512F usable.
@@ -119,7 +121,7 @@ impl Host {
         let (avx, avx512, wide_masks) = (offers(F::AVX), offers(F::AVX512F), offers(F::AVX512BW));
         let [_, vendor, ..] = cpuid(0, 0);
         let amd = [u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"Hygo")].contains(&vendor);
-        Self { features, mxcsr_mask: host_mxcsr_mask(), avx, avx512, wide_masks, aligned_sha: !amd }
+        Self { features, mxcsr_mask: host_mxcsr_mask(), amd, avx, avx512, wide_masks, aligned_sha: !amd }
     }
 
     /// Whether the host has all of `needed`, and all of it belongs to what `native` runs.

@@ -300,6 +300,7 @@ impl Inner {
         if traits.fpu != Fpu::None {
             self.load_x87(context.registers().1);
         }
+        let mxcsr = context.registers().1.mxcsr;
         let completed = if traits.mxcsr {
             self.run_with_mxcsr(stub, context)
         } else {
@@ -313,17 +314,41 @@ impl Inner {
                     // Hosts are in MMX mode by then.
                     x87::enter_mmx(context.registers().1);
                 }
+                // VCVTPS2PH: AMD's processors look at the place first.
+                if let Some(plan) = traits.memory.filter(|plan| plan.write && touched != 0)
+                    && host::Host::get().amd
+                    && plan.elements == Elements::All
+                {
+                    let noted = std::mem::replace(&mut context.registers().1.mxcsr, mxcsr);
+                    context
+                        .touch(place.segment, place.offset, u64::from(plan.size), true, place.alignment)
+                        .map_err(NativeFault::Memory)?;
+                    context.registers().1.mxcsr = noted;
+                }
                 return Err(NativeFault::Simd);
             }
             Err(raw::Stale) => return Err(NativeFault::InvalidOpcode),
         }
         if let Some(plan) = &traits.memory
             && plan.write
-            && !(traits.fpu == Fpu::X87 && self.x87_store_is_withheld(instruction))
+            && traits.fpu == Fpu::X87
+            && self.x87_store_is_withheld(instruction)
+        {
+            // AMD's processors look at the operand's pages nevertheless.
+            if host::Host::get().amd {
+                let size = u64::from(plan.size);
+                context
+                    .touch(place.segment, place.offset, size, true, place.alignment)
+                    .map_err(NativeFault::Memory)?;
+            }
+        } else if let Some(plan) = &traits.memory
+            && plan.write
         {
             let from = &self.frame.bounce[..usize::from(plan.size)];
             let stored = match plan.elements {
-                Elements::All if plan.size == 10 => place.store_extended(context, from),
+                Elements::All if plan.size == 10 && !host::Host::get().amd => {
+                    place.store_extended(context, from)
+                }
                 Elements::All => context.store(place.segment, place.offset, from, place.alignment),
                 _ if plan.element == plan.size && touched != 0 => {
                     context.store(place.segment, place.offset, from, place.alignment)
@@ -331,8 +356,11 @@ impl Inner {
                 _ if plan.whole => place.store_within(context, from, touched),
                 _ => place.store_some(context, from, touched),
             };
-            // MXCSR stays changed: VCVTPS2PH notes its flags even if it can't store.
+            // MXCSR stays changed: Intel's VCVTPS2PH notes its flags even if it can't store.
             if let Err(fault) = stored {
+                if host::Host::get().amd {
+                    context.registers().1.mxcsr = mxcsr;
+                }
                 if traits.fpu == Fpu::Mmx {
                     operand::leave_top_cleared(context);
                 }

@@ -3,6 +3,7 @@
 //! Called by the other files of `native`. Where a mask leaves faults open, this follows what Intel hosts do: addresses
 //! first, then the page of the first touched byte, then that of the last.
 
+use super::host::Host;
 use super::plan::runs;
 use super::{NativeContext, x87};
 use iced_x86::Register;
@@ -120,8 +121,11 @@ impl Place {
     }
 }
 
-/// What hosts have already done when an MMX store faults: TOP is 0, though the tags haven't changed.
+/// What Intel's processors have already done when an MMX store faults: TOP is 0, though the tags haven't changed.
 pub(super) fn leave_top_cleared<C: NativeContext>(context: &mut C) {
+    if Host::get().amd {
+        return;
+    }
     let state = context.registers().1;
     let tags = state.x87[4];
     x87::enter_mmx(state);

@@ -78,7 +78,7 @@ impl MemPlan {
             read,
             write,
             alignment,
-            check: check(instruction, size),
+            check: check(instruction, size, element, elements),
             elements,
             whole: is_whole(instruction),
         })
@@ -158,14 +158,30 @@ fn takes_misaligned_sha(instruction: &Instruction) -> bool {
 }
 
 /// What an operand has to be aligned to where #AC is enabled (SDM 3A table 6-7). Vector operands are exempt except where they
-/// are as small as general ones.
-fn check(instruction: &Instruction, size: u8) -> u8 {
+/// are as small as general ones; on AMD's processors they aren't (APM 2 8.2.18).
+fn check(instruction: &Instruction, size: u8, element: u8, elements: Elements) -> u8 {
     match size {
+        2.. if Host::get().amd && size != 10 => amd_check(instruction, size, element, elements),
         _ if matches!(instruction.mnemonic(), M::Vcvtph2ps | M::Vcvtps2ph) => 1,
         2 | 4 | 8 => size,
         10 => 8,
         16 if takes_misaligned_sha(instruction) => size,
         _ => 1,
+    }
+}
+
+/// 16 bytes are as much as AMD's processors ask for, an element's size of masked operands, nothing of VMASKMOV's.
+fn amd_check(instruction: &Instruction, size: u8, element: u8, elements: Elements) -> u8 {
+    match instruction.mnemonic() {
+        M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq => 1,
+        M::Vpcompressb
+        | M::Vpcompressw
+        | M::Vpcompressd
+        | M::Vpcompressq
+        | M::Vcompressps
+        | M::Vcompresspd => instruction.memory_size().element_size().max(1) as u8,
+        _ if elements != Elements::All && !is_whole(instruction) => element.min(16),
+        _ => size.min(16),
     }
 }
 

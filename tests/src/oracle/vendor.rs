@@ -1,0 +1,131 @@
+//! What AMD's processors do otherwise than Intel's where the interpreter does as Intel's, as data.
+//!
+//! Asked only on AMD's hosts. Whole instructions are left out by [`differs`] when cases are made; what differs only in where a
+//! fault leaves things is left out of the comparison by [`forgives`].
+
+use super::case::{CODE, CODE_LEN, Outcome};
+use super::generate::Case;
+use super::native::cpuid;
+use iced_x86::{Code, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic as M, OpKind, Register};
+use std::sync::OnceLock;
+
+/// Whether the host's processor is AMD's, or made after it.
+#[must_use]
+pub fn is_amd() -> bool {
+    static AMD: OnceLock<bool> = OnceLock::new();
+    // "Auth", "Hygo"
+    *AMD.get_or_init(|| matches!(cpuid(0, 0).ebx, 0x6874_7541 | 0x6f67_7948))
+}
+
+/// Whether AMD's processors do something else with the instruction that `bytes` are.
+#[must_use]
+pub fn differs(instruction: &Instruction, bytes: &[u8]) -> bool {
+    // Near branches with an operand size of 16 bits, UD0 without operand: iced knows both decoders.
+    let theirs = Decoder::with_ip(64, bytes, instruction.ip(), DecoderOptions::AMD).decode();
+    if theirs != *instruction || theirs.len() != instruction.len() {
+        return true;
+    }
+    match instruction.mnemonic() {
+        // A virtual host's hypervisor gives it back as a fault.
+        M::Int1 => true,
+        // With REX.B it is XCHG of R8 and the accumulator.
+        M::Pause => prefixes(bytes).iter().any(|byte| byte & 0xf1 == 0x41),
+        // A 16-bit operand is loaded as 32 bits.
+        M::Movsxd => instruction.op0_register().size() == 2,
+        // Their length shows only there.
+        M::Ud0 | M::Ud1 => crosses_page(instruction.ip(), bytes.len()),
+        // PREFETCHW of a register is #UD.
+        M::Reservednop => matches!(
+            instruction.code(),
+            Code::Reservednop_rm16_r16_0F0D
+                | Code::Reservednop_rm32_r32_0F0D
+                | Code::Reservednop_rm64_r64_0F0D
+        ),
+        // Seen on family 19H: right after a PUSH it may read RSP as it was before.
+        _ if instruction.encoding() == EncodingKind::EVEX
+            && (0..instruction.op_count())
+                .any(|i| instruction.op_register(i).full_register() == Register::RSP) =>
+        {
+            true
+        }
+        // With 32-bit addresses and a count of zero: whether the registers' upper halves are cleared.
+        _ if instruction.has_rep_prefix() || instruction.has_repne_prefix() => {
+            instruction.is_string_instruction() && prefixes(bytes).contains(&0x67)
+        }
+        _ => false,
+    }
+}
+
+/// The prefixes that `bytes` start with.
+fn prefixes(bytes: &[u8]) -> &[u8] {
+    let is_prefix = |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
+    let end = bytes.iter().position(|byte| !is_prefix(byte)).unwrap_or(bytes.len());
+    &bytes[..end]
+}
+
+/// Whether AMD's processors may see something else in `bytes` than an undefined instruction of that length: they let pass
+/// bits of VEX and EVEX that are reserved, and the length shows where the page ends.
+#[must_use]
+pub fn may_define(ip: u64, bytes: &[u8]) -> bool {
+    matches!(bytes.get(prefixes(bytes).len()), Some(0x62 | 0xc4 | 0xc5)) || crosses_page(ip, bytes.len())
+}
+
+/// Whether `what` need not be the same after a fault of AMD's host.
+#[must_use]
+pub fn forgives(case: &Case, host: &Outcome, engine: &Outcome, what: &str) -> bool {
+    let Some(instruction) = stopped_at(case, host.rip) else { return false };
+    let repeats = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    if host.vector == 1 {
+        // RF after a trap within a repeated instruction.
+        return repeats && what == "rflags";
+    }
+    if !matches!(host.vector, 12 | 13 | 14 | 17) {
+        return false;
+    }
+    if host.vector != engine.vector && matches!(engine.vector, 13 | 17) && host.rip == engine.rip {
+        // Which is first, of a misaligned operand that isn't canonical at its end.
+        return matches!(what, "vector" | "error code" | "cr2");
+    }
+    let register = what.starts_with('r') && !matches!(what, "rip" | "rflags");
+    match instruction.mnemonic() {
+        // Not canonical: nothing is pushed.
+        M::Call => host.vector == 13 && what == "memory",
+        // Which of two operands faults first, and what the iteration before has left.
+        M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq if instruction.op0_kind() != OpKind::Register => {
+            register && repeats
+                || matches!(what, "vector" | "error code" | "cr2")
+                || repeats && what == "rflags"
+        }
+        M::Scasb | M::Scasw | M::Scasd | M::Scasq => repeats && (register || what == "rflags"),
+        // How much of the registers is cleared.
+        _ if instruction.is_vsib() => what.starts_with("zmm"),
+        // The place is looked at before the exception is raised.
+        M::Vcvtps2ph if instruction.has_op_mask() => {
+            matches!(what, "vector" | "error code" | "cr2" | "mxcsr")
+        }
+        // Which of the operand's pages, of an operand that is touched in parts.
+        M::Maskmovq
+        | M::Maskmovdqu
+        | M::Vmaskmovdqu
+        | M::Vmaskmovps
+        | M::Vmaskmovpd
+        | M::Vpmaskmovd
+        | M::Vpmaskmovq
+        | M::Vcvtps2ph => matches!(what, "cr2" | "error code"),
+        _ if instruction.has_op_mask() => matches!(what, "cr2" | "error code"),
+        _ => false,
+    }
+}
+
+/// Whether an instruction goes on beyond the code page.
+#[must_use]
+pub fn crosses_page(ip: u64, len: usize) -> bool {
+    ip + len as u64 > CODE + CODE_LEN as u64
+}
+
+/// The instruction at `rip`.
+fn stopped_at(case: &Case, rip: u64) -> Option<Instruction> {
+    let &(ip, len, _) = case.instructions.iter().find(|&&(ip, ..)| ip == rip)?;
+    let at = (ip - case.initial.rip) as usize;
+    Some(Decoder::with_ip(64, &case.initial.code[at..at + len], ip, DecoderOptions::NONE).decode())
+}
