@@ -21,7 +21,7 @@ pub(super) fn is_known(
     judge: &Judge<'_>,
     differences: &[Difference],
 ) -> bool {
-    if !judge.early || differences.len() != 1 {
+    if judge.early == Early::Neither || differences.len() != 1 {
         return false;
     }
     let (mut a, mut b) = (one.ram.clone(), other.ram.clone());
@@ -29,7 +29,8 @@ pub(super) fn is_known(
     let bytes = judge.world.mode.entry_bytes() as usize;
     a.iter().zip(&b).enumerate().all(|(at, (&a, &b))| {
         let entry = at >= LOW_RAM as usize && (at - LOW_RAM as usize).is_multiple_of(bytes);
-        a == b || entry && a ^ b == pte::D as u8 && b & pte::D as u8 != 0
+        let dirtier = if judge.early == Early::Either { a | b } else { b };
+        a == b || entry && a ^ b == pte::D as u8 && dirtier & pte::D as u8 != 0
     })
 }
 
@@ -46,8 +47,18 @@ pub struct Difference {
 pub(super) struct Judge<'a> {
     pub(super) world: World,
     pub(super) program: &'a Program,
-    /// The other engine may set accessed flags that the reference doesn't.
-    pub(super) early: bool,
+    pub(super) early: Early,
+}
+
+/// Which of two engines may set accessed flags early.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Early {
+    /// None: both are the reference.
+    Neither,
+    /// The second, not the reference.
+    Other,
+    /// An engine that leaves some of its work to the reference: which depends on the pieces that it runs in.
+    Either,
 }
 
 fn differ(all: &mut Vec<Difference>, what: &str, one: &str, other: &str) {
@@ -220,13 +231,6 @@ impl Judge<'_> {
             let mask = if rip == 0 { Rflags::empty() } else { self.undefined_at(rip) };
             alike(one, entry + 4 * word, mask);
         }
-        if self.early {
-            let bytes = self.world.mode.entry_bytes() as usize;
-            for entry in (LOW_RAM as usize..one.len()).step_by(bytes) {
-                let present = one[entry] & other[entry] & pte::P as u8 != 0;
-                one[entry] |= if present { other[entry] & pte::A as u8 } else { 0 };
-            }
-        }
         if in_system(rip) {
             // The entry that is being written has the RIP of one exception and the flags of another.
             let entry = read(other, system::VARIABLES as usize) as usize & 0xfff;
@@ -234,6 +238,18 @@ impl Judge<'_> {
         }
         for top in [system::STACK, system::NMI_STACK, system::STACK0] {
             alike(one, top as usize - 3 * word, Rflags::ARITHMETIC);
+        }
+        if self.early != Early::Neither {
+            let bytes = self.world.mode.entry_bytes() as usize;
+            for entry in (LOW_RAM as usize..one.len()).step_by(bytes) {
+                let present = one[entry] & other[entry] & pte::P as u8 != 0;
+                if present {
+                    one[entry] |= other[entry] & pte::A as u8;
+                    if self.early == Early::Either {
+                        other[entry] |= one[entry] & pte::A as u8;
+                    }
+                }
+            }
         }
     }
 

@@ -29,7 +29,7 @@ pub use report::Report;
 pub use runner::{End, Make, Outcome, Plan};
 
 use crate::oracle::random::Random;
-use compare::Judge;
+use compare::{Early, Judge};
 use engine::EngineError;
 use runner::Machine;
 use std::sync::Mutex;
@@ -143,7 +143,13 @@ impl Pair {
     }
 
     fn judge<'a>(&self, case: &'a Case) -> Judge<'a> {
-        Judge { world: case.world, program: &case.program, early: !self.same }
+        let is_reference = |machine: &Machine| machine.name() == ENGINES[0].0;
+        let early = match (is_reference(&self.reference), is_reference(&self.other)) {
+            (true, true) => Early::Neither,
+            (true, false) => Early::Other,
+            _ => Early::Either,
+        };
+        Judge { world: case.world, program: &case.program, early }
     }
 }
 

@@ -100,6 +100,11 @@ impl Machine {
         Ok(Self { memory, engine, vcpu, ram: vec![0; RAM as usize] })
     }
 
+    /// The engine's name.
+    pub(crate) fn name(&self) -> &'static str {
+        self.engine.caps().name
+    }
+
     /// Whether the engine's instruction budgets are exact.
     #[must_use]
     pub(crate) fn is_exact(&self) -> bool {
