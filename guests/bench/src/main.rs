@@ -36,7 +36,7 @@ const DONE: &str = "bench-end";
 const ENOUGH: Duration = Duration::from_millis(300);
 
 const USAGE: &str = "\
-usage: bench [NAME or GROUP]... [--without NAME]... [--scale FACTOR] [--scale NAME=FACTOR] [--repeat N] [--list]
+usage: bench [NAME or GROUP[,..]]... [--without NAME]... [--scale FACTOR] [--scale NAME=FACTOR] [--repeat N] [--list]
   --without NAME       all but a workload or group
   --scale FACTOR       so much of each workload (default 1; at least one iteration)
   --scale NAME=FACTOR  so much of a workload or group; the last that fits counts
@@ -156,7 +156,12 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Request, String> {
                 request.scales.push((name, factor.ok_or("--scale wants a number above 0")?));
             }
             flag if flag.starts_with('-') => return Err(format!("no flag is called `{flag}`")),
-            name => request.only.push(known(name)?),
+            // A kernel takes no more than 32 words for its init.
+            names => {
+                for name in names.split(',') {
+                    request.only.push(known(name)?);
+                }
+            }
         }
     }
     Ok(request)

@@ -185,8 +185,9 @@ fn measure(
     for part in catalog.parts() {
         for &(plain, programs) in &scales {
             let scale = options.scale * if part == Part::Programs { programs } else { plain };
-            let mut words: Vec<String> = catalog.names(part).map(str::to_owned).collect();
-            words.extend(["--scale".to_owned(), scale.to_string()]);
+            // One word for all names: the kernel hands no more than 32 to its init.
+            let names: Vec<&str> = catalog.names(part).collect();
+            let words = [names.join(","), "--scale".to_owned(), scale.to_string()];
             let command = match monitor.command(files, part, &words) {
                 Ok(command) => command,
                 Err(why) => {

@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// The init's first line, and the beginning of its last (guests/bench/src/main.rs).
 const READY: &str = "bench-init";
 const DONE: &str = "bench-end";
+/// The guest's kernel has given up.
+const PANIC: &str = "Kernel panic - not syncing";
 /// Lines that are shown when a run fails.
 const TAIL: usize = 5;
 
@@ -74,6 +76,8 @@ pub(crate) fn run(
             session.boot = Some(at - start);
         } else if line.starts_with(DONE) {
             break None;
+        } else if line.contains(PANIC) {
+            break Some(line);
         } else if !line.is_empty() {
             others.push(line);
         }
