@@ -3,6 +3,8 @@
 //! While translated code runs, guest registers are where [`crate::emit::host`] says, RCX, R10 and R11 are scratch, RSP points into
 //! the stack of host return addresses, flags are the guest's, and GS points at the view in force. Every stub keeps to that.
 
+pub(crate) mod string;
+
 use crate::asm::*;
 use crate::context::{Context, XSAVE, field, gpr, gs};
 use crate::emit::host;
@@ -74,6 +76,8 @@ pub(crate) struct Stubs {
     pub(crate) vector: u64,
     /// Where returns that find nothing on the stack go, by table: the stack's first slot.
     pub(crate) bottom: [u64; 2],
+    /// Called where a repeated string instruction is.
+    pub(crate) strings: string::Table,
 }
 
 impl Stubs {
@@ -91,8 +95,9 @@ impl Stubs {
             fault,
             vector,
             bottom,
+            strings,
         } = *self;
-        vec![
+        let mut names = vec![
             (enter, "enter"),
             (exit, "exit"),
             (indirect, "indirect"),
@@ -106,7 +111,9 @@ impl Stubs {
             (vector, "vector"),
             (bottom[0], "bottom.supervisor"),
             (bottom[1], "bottom.user"),
-        ]
+        ];
+        names.extend(string::names(&strings));
+        names
     }
 }
 
@@ -289,6 +296,8 @@ pub(crate) fn write(code: &mut CodeMemory, avx: bool, xsaveopt: bool) -> Stubs {
         assert!(asm.fill(stop));
         asm.jump(unknown);
     }
+
+    stubs.strings = string::write(&mut asm, &stubs);
 
     assert!(code.append(asm.bytes()), "code memory holds at least the stubs");
     stubs

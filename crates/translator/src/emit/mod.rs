@@ -7,6 +7,7 @@
 //! | `plain` | everything that is run as itself, with rewritten registers and memory operand |
 //! | `memory` | the memory operand: linear address, page-crossing check, look-up in the view |
 //! | `stack` | PUSH, POP, LEAVE and their like |
+//! | `string` | MOVS, STOS, LODS, SCAS, CMPS |
 //! | `system` | flags and registers of the system that need no Rust |
 //! | `flow` | jumps, calls, returns; links between blocks |
 //!
@@ -22,6 +23,7 @@ mod flow;
 mod memory;
 mod plain;
 mod stack;
+mod string;
 mod system;
 
 use crate::asm::*;
@@ -329,6 +331,9 @@ impl Emitter<'_> {
         }
         if instruction.is_stack_instruction() {
             return self.stack(instruction);
+        }
+        if instruction.is_string_instruction() {
+            return self.string(instruction);
         }
         self.plain(instruction)
     }
