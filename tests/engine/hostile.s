@@ -597,3 +597,30 @@ patch:  mov     eax, 5
         add     ebx, eax
         loop    again
         hlt
+
+#: case    a recursion deeper than any stack of host return addresses, with every page new
+#: manual  SDM 2A CALL
+#: mode    flat32
+#: budget  400000
+#: expect  eax = 0, ecx = 17700, edx = 17700, esp = 0xe00000
+        mov     esp, 0xe00000
+        mov     ebx, 0x200000
+        xor     ecx, ecx
+        xor     edx, edx
+        # Everything is met before the stack is deep.
+        mov     eax, 1200
+        call    down
+        mov     eax, 16500
+        call    down
+        hlt
+        # Pages that nobody has touched before, towards the end.
+down:   inc     ecx
+        cmp     eax, 1000
+        ja      deeper
+        add     ebx, 0x1000
+        add     dword ptr ds:[ebx], 1
+deeper: dec     eax
+        jz      bottom
+        call    down
+bottom: inc     edx
+        ret

@@ -28,6 +28,9 @@ pub(crate) struct Running {
     pub(crate) argument: *mut u64,
 }
 
+/// Bytes at the top of the return stack that it keeps when it starts over.
+const KEPT: u64 = 32;
+
 thread_local! {
     static RUNNING: Cell<Option<Running>> = const { Cell::new(None) };
     static ALTERNATE: Cell<bool> = const { Cell::new(false) };
@@ -119,8 +122,11 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
             let address = (*info).si_addr() as u64;
             let stack = registers[libc::REG_RSP as usize] as u64;
             if signal == libc::SIGSEGV && contains(running.guard, address) && stack <= running.guard.1 + 64 {
-                // A call or push found the stack full: again, on an empty one.
-                registers[libc::REG_RSP as usize] = running.stack_start as i64;
+                // A call or push found the stack full: again, on an empty one. What is on top goes along: it may have been a stub's
+                // push, and the stub returns to its caller.
+                let top = running.stack_start - KEPT;
+                std::ptr::copy_nonoverlapping(stack as *const u8, top as *mut u8, KEPT as usize);
+                registers[libc::REG_RSP as usize] = top as i64;
                 return;
             }
             running.argument.write(pc);
