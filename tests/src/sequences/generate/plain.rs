@@ -80,6 +80,9 @@ const COMMON: &[M] = &[
     M::Cvtsi2sd,
 ];
 
+/// How far any register leads: the address of code, which a register may hold, ends up where nothing is.
+const WILD: u64 = 0x7000_0000;
+
 /// Encodings by kind, for code of one size.
 pub(super) struct Pools {
     bits: u32,
@@ -262,7 +265,7 @@ impl Builder<'_> {
                 }
                 98 => {
                     let register = self.random.below(16) as u8;
-                    set(full(register), none, u64::from(self.random.byte()), 8);
+                    set(full(register), none, WILD + u64::from(self.random.byte()), 8);
                 }
                 _ => set(full(pointer), none, offset.wrapping_sub(value), 8),
             }
@@ -279,7 +282,7 @@ impl Builder<'_> {
                 93..=96 => set(narrow(gpr::RSP as u8), none, self.random.below(64).wrapping_sub(32), 4),
                 97 => {
                     let register = self.random.below(8) as u8;
-                    set(narrow(register), none, u64::from(self.random.byte()), 4);
+                    set(narrow(register), none, WILD + u64::from(self.random.byte()), 4);
                 }
                 _ => set(narrow(pointer), none, offset.wrapping_sub(value), 4),
             }
