@@ -1,14 +1,27 @@
-//! Every case in `tests/engine` on every engine, one test each.
+//! Every case in `tests/engine` on every engine, one test each; the translator also without what some hosts lack.
 //!
 //! `cargo test -p conformance --test engine -- PART_OF_A_NAME` runs some of them. Where GNU `as` and `ld` are missing all are
 //! reported as ignored.
 
 use conformance::cases::{self, Case};
 use conformance::{ENGINES, Make};
+use engine::{Engine, EngineError, Setup};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use translator::{Options, Translator, Without};
+
+/// The translator as it is on hosts that lack something.
+const POORER: &[(&str, Make)] = &[
+    ("translator-without-fsgsbase", |setup| without(setup, Without { fsgsbase: true, ..Without::NOTHING })),
+    ("translator-without-avx", |setup| without(setup, Without { avx: true, ..Without::NOTHING })),
+    ("translator-without-xsave", |setup| without(setup, Without { xsave: true, ..Without::NOTHING })),
+];
+
+fn without(setup: Setup, without: Without) -> Result<Box<dyn Engine>, EngineError> {
+    Ok(Box::new(Translator::new(setup, Options { hot: 1, without, ..Options::default() })?))
+}
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -42,7 +55,7 @@ fn trials() -> Result<Vec<Trial>, String> {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         for case in cases::parse(&format!("{name}.s"), &text)? {
             let case = Arc::new(case);
-            for &(engine, make) in ENGINES {
+            for &(engine, make) in ENGINES.iter().chain(POORER) {
                 let (title, case) = (format!("{engine}::{name}::{}", case.name), Arc::clone(&case));
                 trials.push(Trial::test(title, move || judge(&case, make)).with_ignored_flag(!able));
             }

@@ -44,7 +44,9 @@ fn page() -> String {
             page.push_str(&format!("{:<14} {line}\n", ""));
         }
     };
-    row("ombra", format!("{} (engines: interpreter)", env!("CARGO_PKG_VERSION")));
+    row("ombra", env!("CARGO_PKG_VERSION").to_owned());
+    row("engines", engines());
+    row("translator", translator());
     row("kernel", read("/proc/sys/kernel/osrelease"));
     row("cpu", cpu_model());
     row("cores", cores());
@@ -104,6 +106,34 @@ fn cores() -> String {
     let load = read("/proc/loadavg");
     let load = load.split_whitespace().next().unwrap_or("unknown");
     format!("{usable} usable by this process; load {load}")
+}
+
+/// The engines, the one that `--engine auto` takes first.
+fn engines() -> String {
+    if translator::has_bmi2() {
+        "translator (auto), interpreter".to_owned()
+    } else {
+        "interpreter (auto); no translator, since the CPU lacks BMI2".to_owned()
+    }
+}
+
+/// What the translator wants of the host, and what its lack costs.
+fn translator() -> String {
+    let has = |name: &str, there: bool, lack: &str| {
+        if there { format!("{name}: yes") } else { format!("{name}: no, {lack}") }
+    };
+    let xsave = std::arch::is_x86_feature_detected!("xsave");
+    let views = translator::views();
+    [
+        has("BMI2", translator::has_bmi2(), "so it can't be used"),
+        has("FSGSBASE", translator::has_fsgsbase(), "so each entry costs a system call"),
+        has("XSAVE", xsave, "so vector instructions are interpreted"),
+        match views {
+            Ok(()) => "address space: enough".to_owned(),
+            Err(error) => format!("address space: too little ({error}), so all is interpreted"),
+        },
+    ]
+    .join("; ")
 }
 
 /// What guests of this host are offered, by the name that Linux gives it.
@@ -210,6 +240,14 @@ mod tests {
         assert_eq!(wrap("aa bb cc", 5), ["aa bb", "cc"]);
         assert_eq!(wrap("", 5), [""]);
         assert_eq!(wrap("longer-than-that x", 5), ["longer-than-that", "x"]);
+    }
+
+    #[test]
+    fn the_engines_and_what_they_want_are_named() {
+        assert!(engines().contains("interpreter"), "{}", engines());
+        for word in ["BMI2", "FSGSBASE", "XSAVE", "address space"] {
+            assert!(translator().contains(word), "{}", translator());
+        }
     }
 
     #[test]

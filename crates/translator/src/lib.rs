@@ -94,6 +94,17 @@ pub fn has_fsgsbase() -> bool {
     raw::enter::has_fsgsbase()
 }
 
+/// Whether the host has address space for one vCPU's views.
+///
+/// # Errors
+/// The host's, where it refuses. Then everything is interpreted.
+pub fn views() -> std::io::Result<()> {
+    let shared = shadow::Shared::new()?;
+    let views = [shadow::View::new(&shared)?, shadow::View::new(&shared)?, shadow::View::new(&shared)?];
+    drop(views);
+    Ok(())
+}
+
 /// The translating engine.
 pub struct Translator {
     setup: Setup,
@@ -122,5 +133,52 @@ impl Engine for Translator {
 
     fn create_vcpu(&self, id: VcpuId) -> Result<Box<dyn Vcpu>, EngineError> {
         Ok(Box::new(vcpu::TranslatedVcpu::new(id, self.setup.clone(), &self.options)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memory::{GuestMemory, Layout, Region};
+    use x86::Gpa;
+    use x86::cpuid::Cpuid;
+
+    fn setup() -> Setup {
+        let region = Region { start: Gpa(0), len: 1 << 20 };
+        let memory = GuestMemory::new(Layout::new(vec![region]).expect("a layout")).expect("memory");
+        Setup { memory, cpuid: Cpuid::default(), tsc_offset: 0 }
+    }
+
+    #[test]
+    fn a_host_without_bmi2_gets_no_translator_and_is_told_why() {
+        let without = Without { bmi2: true, ..Without::NOTHING };
+        let refused = Translator::new(setup(), Options { without, ..Options::default() });
+        assert!(matches!(refused.err(), Some(EngineError::Unsupported("BMI2"))));
+    }
+
+    #[test]
+    fn code_memory_is_never_less_than_the_least() {
+        if !has_bmi2() {
+            eprintln!("skipped: this host has no BMI2");
+            return;
+        }
+        let translator = Translator::new(setup(), Options { code_cache: 1, ..Options::default() });
+        assert_eq!(translator.expect("an engine").options.code_cache, MIN_CODE_CACHE);
+    }
+
+    #[test]
+    fn a_vcpu_counts_from_nothing() {
+        if !has_bmi2() {
+            eprintln!("skipped: this host has no BMI2");
+            return;
+        }
+        let translator = Translator::new(setup(), Options::default()).expect("an engine");
+        let counters = translator.create_vcpu(VcpuId(0)).expect("a vCPU").counters();
+        for (group, name) in
+            [("instructions", "interpreted"), ("blocks", "translated"), ("exits", "poll"), ("tlb", "fills")]
+        {
+            assert_eq!(counters.value(group, name), Some(0), "{group} {name}");
+        }
+        assert!(counters.value("blocks", "code_bytes") > Some(0), "the stubs are there");
     }
 }

@@ -95,6 +95,7 @@ fn formatter(names: Option<Box<dyn SymbolResolver>>) -> IntelFormatter {
     options.set_uppercase_hex(false);
     options.set_small_hex_numbers_in_decimal(true);
     options.set_show_branch_size(false);
+    options.set_branch_leading_zeros(false);
     options.set_rip_relative_addresses(true);
     formatter
 }

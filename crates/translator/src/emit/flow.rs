@@ -74,6 +74,26 @@ impl Emitter<'_> {
         }
     }
 
+    /// ```text
+    /// je 0x1012
+    ///   +002b  je +0036                          link 0
+    ///   +0031  jmp +0055                         link 1
+    /// jne 0x1000                                 backwards
+    ///   +002b  je +003f
+    ///   +002d  mov rcx,gs:[proceed]
+    ///   +0036  mov ecx,[rcx]
+    ///   +0038  jrcxz +0044                       leaves: somebody wants attention
+    ///   +003a  jmp +0063                         link 0
+    ///   +003f  jmp +0082                         link 1
+    /// loop 0x1000
+    ///   +002b  lea rcx,[r9-1]
+    ///   ...                                      looks at the kicker's word
+    ///   +003c  lea rcx,[r9-1]
+    ///   +0040  mov r9,rcx
+    ///   +0043  jrcxz +004a
+    ///   +0045  jmp +0054                         link 0
+    ///   +004a  jmp +0073                         link 1
+    /// ```
     fn conditional(&mut self, instruction: &Instruction) -> Emitted {
         let target = self.target(instruction)?;
         let next = self.wrap(instruction.next_ip());
@@ -204,6 +224,20 @@ impl Emitter<'_> {
         Ok(())
     }
 
+    /// ```text
+    /// jmp rax
+    ///   +002b  mov r11,rax
+    ///   +002e  mov rcx,gs:[proceed]              from here on
+    ///   +0037  mov ecx,[rcx]
+    ///   +0039  jrcxz +0055
+    ///   +003b  pext r10,r11,gs:[target_mask]
+    ///   +0046  mov rcx,gs:[r10*8+tags.user]
+    ///   +004f  lea rcx,[rcx+r11]
+    ///   +0053  jrcxz +005a
+    ///   +0055  call interpret                    to here
+    ///   +005a  jmp qword ptr gs:[r10*8+hosts.user]
+    /// ```
+    ///
     /// Finds the slot of the target in R11 (R10, then) or leaves the instruction to the reference.
     fn probe(&mut self) {
         self.make_room();
@@ -219,6 +253,19 @@ impl Emitter<'_> {
         self.must_reach(hit);
     }
 
+    /// ```text
+    /// call 0x1105
+    ///   +002b  lea r11,[r15-8]
+    ///   ...                                      look-up for writing
+    ///   +0059  mov qword ptr [r11+rcx],0x1005
+    ///   +0061  lea r15,[r15-8]
+    ///   +0065  call +008b                        link 0
+    ///   +006a  lea rcx,[r11-0x1005]              back: from where the guest expects?
+    ///   +0071  jrcxz +0078
+    ///   +0073  jmp look_up_return.user
+    ///   +0078  jmp +00aa                         link 1
+    /// ```
+    ///
     /// Pushes the return address and calls `target`, or what the context's `target` says.
     fn call(&mut self, instruction: &Instruction, target: Option<u64>) {
         let (slot, size) = (self.slot(), if self.request.mode.long { Size::B8 } else { Size::B4 });
@@ -259,6 +306,14 @@ impl Emitter<'_> {
         self.link_jump(next);
     }
 
+    /// ```text
+    /// ret
+    ///   ...                                      look-up of [r15] for reading
+    ///   +0052  mov r11,[r15+rcx]
+    ///   +0056  mov qword ptr gs:[last_return],0x7000
+    ///   +0063  lea r15,[r15+8]
+    ///   +0067  ret
+    /// ```
     fn return_near(&mut self, instruction: &Instruction) {
         let (slot, size) = (self.slot(), if self.request.mode.long { Size::B8 } else { Size::B4 });
         let address = self.stack_address(0);

@@ -99,6 +99,24 @@ impl Emitter<'_> {
         Mem::At { base, index, disp }
     }
 
+    /// ```text
+    /// mov eax,[rdi]
+    ///   +002b  lea rcx,[rdi+3]                   may it cross a page?
+    ///   +002f  pext rcx,rcx,gs:[cross_masks.1]
+    ///   +003a  jrcxz +005a
+    ///   +003c  pext rcx,rdi,gs:[page_mask]       the page's entry
+    ///   +0047  mov rcx,gs:[rcx*8+read_table]
+    ///   +0050  jrcxz +0064
+    ///   +0052  mov eax,[rdi+rcx]                 the access, by who called this
+    ///   ...
+    ///   +005a  mov r11,rdi
+    ///   +005d  call cross
+    ///   +0062  jmp +003c
+    ///   +0064  mov r11,rdi
+    ///   +0067  call fill_read
+    ///   +006c  jmp +003c
+    /// ```
+    ///
     /// Emits checks and look-up for an access of `bytes` at `address`. Afterwards RCX is what has to be added to the address. R10
     /// is kept.
     pub(super) fn look_up(&mut self, address: Address, bytes: u32, write: bool) {

@@ -20,6 +20,8 @@
 //! executed anew by the reference.
 
 mod flow;
+#[cfg(test)]
+mod golden;
 mod memory;
 mod plain;
 mod stack;
@@ -202,6 +204,24 @@ pub(crate) fn translate(request: &Request<'_>) -> Option<Translation> {
 }
 
 impl Emitter<'_> {
+    /// ```text
+    /// entry
+    ///   +0000  mov ecx,gs:[cell.0]               is the page mapped where it was?
+    ///   +0008  jrcxz +0016
+    ///   +000a  mov ecx,gs:[vector_ready]         with vector instructions: are the registers in place?
+    ///   +0012  jrcxz +0035
+    ///   +0014  jmp +0049
+    ///   +0016  mov qword ptr gs:[argument],7     block 7 is stale
+    ///   +0023  mov qword ptr gs:[reason],7
+    ///   +0030  jmp exit
+    ///   +0035  mov qword ptr gs:[argument],7
+    ///   +0042  call vector
+    ///   +0047  jmp +0014
+    /// movaps xmm0,xmm1
+    ///   +0049  movaps xmm0,xmm1
+    /// cpuid                                      has no emitter
+    ///   +004c  call interpret
+    /// ```
     fn block(mut self) -> Option<Translation> {
         let Request { bytes, rip, mode, .. } = *self.request;
         let bitness = if mode.long { 64 } else { 32 };

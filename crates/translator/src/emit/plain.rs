@@ -269,6 +269,23 @@ impl Emitter<'_> {
     }
 
     /// Runs the instruction with other registers.
+    ///
+    /// ```text
+    /// add rax,rbx
+    ///   add rax,rbx
+    /// add r10,r11
+    ///   mov r10,gs:[guest.r10]
+    ///   mov r11,gs:[guest.r11]
+    ///   add r10,r11
+    ///   mov gs:[guest.r10],r10
+    /// shl eax,cl
+    ///   mov rcx,r9
+    ///   shl eax,cl
+    /// lock cmpxchg [rdi],r10
+    ///   ...                                      look-up for writing
+    ///   mov r10,gs:[guest.r10]
+    ///   lock cmpxchg [rdi+rcx],r10
+    /// ```
     fn renamed(&mut self, instruction: &Instruction) -> Emitted {
         let plan = self.plan(instruction)?;
         let mut own = *instruction;
@@ -461,6 +478,13 @@ impl Emitter<'_> {
         Ok(plan)
     }
 
+    /// ```text
+    /// lea rax,[rbx+rcx*4+8]
+    ///   lea rax,[rbx+r9*4+8]
+    /// lea r9,[rip+0x10]
+    ///   mov r11d,0x1017
+    ///   mov gs:[guest.r9],r11
+    /// ```
     fn lea(&mut self, instruction: &Instruction) -> Emitted {
         let long = self.request.mode.long;
         let destination = instruction.op0_register();

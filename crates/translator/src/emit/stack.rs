@@ -27,6 +27,18 @@ impl Emitter<'_> {
         if self.request.mode.long { self.asm.lea(rsp, to) } else { self.asm.lea32(rsp, to) }
     }
 
+    /// ```text
+    /// push rbp
+    ///   lea r11,[r15-8]
+    ///   ...                                      look-up for writing
+    ///   mov [r11+rcx],rbp
+    ///   lea r15,[r15-8]
+    /// pop r10
+    ///   ...                                      look-up of [r15] for reading
+    ///   mov r10,[r15+rcx]
+    ///   mov gs:[guest.r10],r10
+    ///   lea r15,[r15+8]
+    /// ```
     pub(super) fn stack(&mut self, instruction: &Instruction) -> Emitted {
         if !self.has_stack() {
             return Err(NotEmitted);
