@@ -245,9 +245,9 @@ impl CodeCache {
 
     /// Each vCPU's share; what is wrong where that is too little.
     pub(crate) fn share(self, cpus: u32) -> Result<usize, String> {
-        let share = self.0 / cpus as usize & !0xfff;
+        let share = (self.0 / cpus as usize) & !0xfff;
         if share < translator::MIN_CODE_CACHE {
-            let least = cpus as usize * translator::MIN_CODE_CACHE >> 10;
+            let least = (cpus as usize * translator::MIN_CODE_CACHE) >> 10;
             return Err(format!(
                 "--code-cache {}K is too little for {cpus} vCPUs: at least {least}K",
                 self.0 >> 10

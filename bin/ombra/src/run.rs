@@ -66,7 +66,7 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
     };
     tracing::info!(kernel = %config.boot.kernel.display(), cmdline = config.boot.cmdline, "booting");
     let options = translation(flags)?;
-    let mut machine = Machine::new(config, streams, |setup| make_engine(flags, options, setup))?;
+    let mut machine = Machine::new(config, streams, |setup| make_engine(flags, &options, setup))?;
     let stats = stats::Stats::new(flags.stats.as_deref())?;
     if let Some(stats) = &stats {
         stats.listen(&mut machine);
@@ -323,7 +323,7 @@ fn translation(flags: &Run) -> Result<translator::Options> {
 /// The engine that was asked for; the best that this host can do, where none was.
 fn make_engine(
     flags: &Run,
-    options: translator::Options,
+    options: &translator::Options,
     setup: Setup,
 ) -> Result<Arc<dyn Engine>, EngineError> {
     let translator = |setup| Translator::new(setup, options.clone());

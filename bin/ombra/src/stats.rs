@@ -81,7 +81,12 @@ fn document(report: &Report) -> Value {
 fn table(report: &Report) -> String {
     const MOST: usize = 24;
     let seconds = report.elapsed.as_secs_f64();
-    let mut text = format!("{} engine, {} vCPUs, {seconds:.2} s\n", report.engine, report.vcpus);
+    let mut text = format!(
+        "{} engine, {} vCPU{}, {seconds:.2} s\n",
+        report.engine,
+        report.vcpus,
+        if report.vcpus == 1 { "" } else { "s" }
+    );
     let mut group = |name: &str, rows: Vec<(String, Option<u64>)>| {
         text.push_str(&format!("{name}\n"));
         for (name, value) in rows.iter().take(MOST) {

@@ -201,6 +201,18 @@ fn flags_that_do_not_exist_are_wrong_usage_and_similar_ones_are_offered() {
 }
 
 #[test]
+fn what_the_translator_is_told_is_checked_before_anything_runs() {
+    refused(&mut ombra(&["run", "--code-cache", "255K"]), USAGE, "--code-cache");
+    refused(&mut ombra(&["run", "--code-cache", "2G"]), USAGE, "--code-cache");
+    refused(&mut ombra(&["run", "--mitigations", "some"]), USAGE, "--mitigations");
+    refused(&mut ombra(&["run", "--dump-translation", "main"]), USAGE, "--dump-translation");
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = file(folder.path(), "kernel", &multiboot(b"\xf4"));
+    refused(&mut with_kernel(&kernel, &["--code-cache", "1M", "-c", "8"]), FAILED, "2048K");
+    refused(&mut with_kernel(&kernel, &["--stats=/nowhere/stats.json"]), FAILED, "/nowhere/stats.json");
+}
+
+#[test]
 fn a_command_and_an_initramfs_exclude_each_other() {
     refused(&mut ombra(&["run", "--initramfs", "x", "--", "true"]), USAGE, "--initramfs");
 }

@@ -80,19 +80,6 @@ pub(crate) enum Size {
     B8,
 }
 
-impl Size {
-    /// From a size in bytes.
-    pub(crate) fn of(bytes: usize) -> Option<Self> {
-        match bytes {
-            1 => Some(Self::B1),
-            2 => Some(Self::B2),
-            4 => Some(Self::B4),
-            8 => Some(Self::B8),
-            _ => None,
-        }
-    }
-}
-
 /// A place in the code whose 8- or 32-bit displacement is still to be filled in.
 #[derive(Clone, Copy, Debug)]
 #[must_use]

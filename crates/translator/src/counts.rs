@@ -6,7 +6,7 @@
 use crate::cache;
 use crate::stubs::ExitReason;
 use engine::Counters;
-use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Mnemonic};
 use std::collections::HashMap;
 
 /// Addresses remembered as untranslatable; a guest may have any number of them.
@@ -29,22 +29,27 @@ pub(crate) struct Counts {
     pub(crate) fallbacks: Option<Fallbacks>,
 }
 
+/// An instruction for people; `None`: it goes on in the next page, where a block never goes.
+type Name = Option<Mnemonic>;
+
 /// Instructions that were left to the reference, by mnemonic.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Fallbacks {
-    counts: HashMap<Mnemonic, u64>,
+    counts: HashMap<Name, u64>,
     /// Addresses where a translation was tried and there was nothing to translate, and what is there.
-    refused: HashMap<u64, Mnemonic>,
+    refused: HashMap<u64, Name>,
 }
 
-fn mnemonic(bytes: &[u8], long: bool) -> Mnemonic {
-    Decoder::new(if long { 64 } else { 32 }, bytes, DecoderOptions::NONE).decode().mnemonic()
+fn name(bytes: &[u8], long: bool) -> Name {
+    let mut decoder = Decoder::new(if long { 64 } else { 32 }, bytes, DecoderOptions::NONE);
+    let mnemonic = decoder.decode().mnemonic();
+    (decoder.last_error() != DecoderError::NoMoreBytes).then_some(mnemonic)
 }
 
 impl Fallbacks {
     /// Translated code left for the reference to execute the instruction that starts with `bytes`.
     pub(crate) fn note(&mut self, bytes: &[u8], long: bool) {
-        *self.counts.entry(mnemonic(bytes, long)).or_default() += 1;
+        *self.counts.entry(name(bytes, long)).or_default() += 1;
     }
 
     /// There is no translation that starts at `rip`, where the code is `bytes`.
@@ -52,21 +57,25 @@ impl Fallbacks {
         if self.refused.len() >= MOST_REFUSED {
             self.refused.clear();
         }
-        self.refused.insert(rip, mnemonic(bytes, long));
+        self.refused.insert(rip, name(bytes, long));
     }
 
     /// The reference runs from `rip` on, since there is no translation. Counted if there can't be one.
     pub(crate) fn interpreted_at(&mut self, rip: u64) {
-        if let Some(&mnemonic) = self.refused.get(&rip) {
-            *self.counts.entry(mnemonic).or_default() += 1;
+        if let Some(&name) = self.refused.get(&rip) {
+            *self.counts.entry(name).or_default() += 1;
         }
     }
 
     fn counters(&self, into: &mut Counters) {
         let mut sorted: Vec<_> = self.counts.iter().collect();
-        sorted.sort_by_key(|(mnemonic, count)| (std::cmp::Reverse(**count), **mnemonic as u32));
-        for (mnemonic, count) in sorted {
-            into.add("fallbacks", format!("{mnemonic:?}").to_lowercase(), *count);
+        sorted.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), name.map(|name| name as u32)));
+        for (name, count) in sorted {
+            let name = match name {
+                Some(mnemonic) => format!("{mnemonic:?}").to_lowercase(),
+                None => "(crosses_pages)".to_owned(),
+            };
+            into.add("fallbacks", name, *count);
         }
     }
 }
@@ -114,6 +123,8 @@ mod tests {
         // 0x48 is a prefix in 64-bit code and DEC in 32-bit code.
         fallbacks.note(&[0x48, 0x0f, 0x07], true);
         fallbacks.note(&[0x48, 0x0f, 0x07], false);
+        // Its displacement is on the next page.
+        fallbacks.note(&[0xe8, 0x00], true);
         let mut counters = Counters::new();
         fallbacks.counters(&mut counters);
         let rows: Vec<_> = counters.groups()[0].1.iter().map(|row| (&*row.name, row.value)).collect();
@@ -122,6 +133,7 @@ mod tests {
         assert_eq!(counters.value("fallbacks", "sysret"), None);
         assert_eq!(counters.value("fallbacks", "sysretq"), Some(1));
         assert_eq!(counters.value("fallbacks", "dec"), Some(1));
+        assert_eq!(counters.value("fallbacks", "(crosses_pages)"), Some(1));
     }
 
     #[test]

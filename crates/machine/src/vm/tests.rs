@@ -124,11 +124,11 @@ fn run(change: impl FnOnce(&mut MachineConfig), steps: Vec<Step>) -> Result<Outc
 
 /// Asks for events, with a spurious kick in mind, until there is one.
 fn next_event(platform: &mut dyn Platform) -> Option<engine::Event> {
-    let end = std::time::Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + Duration::from_secs(5);
     let window = engine::Window { nmi: true, interrupt: true };
     loop {
         let event = platform.take_event(window);
-        if event.is_some() || std::time::Instant::now() > end {
+        if event.is_some() || Instant::now() > end {
             return event;
         }
         std::thread::sleep(Duration::from_millis(1));
@@ -325,8 +325,8 @@ fn input_reaches_the_guest_in_order_however_slowly_it_reads() {
     let expected = text.clone();
     let mut got = Vec::new();
     let poll: Step = Box::new(move |vcpu, platform| {
-        let end = std::time::Instant::now() + Duration::from_secs(10);
-        while got.len() < expected.len() && std::time::Instant::now() < end {
+        let end = Instant::now() + Duration::from_secs(10);
+        while got.len() < expected.len() && Instant::now() < end {
             let mut status = [0];
             platform.pio(0x3fd, Access::Read(&mut status));
             if status[0] & 1 == 0 {

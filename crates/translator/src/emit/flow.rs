@@ -111,9 +111,9 @@ impl Emitter<'_> {
                 let is_loop = instruction.mnemonic() == Mnemonic::Loop;
                 let less = Mem::near(counter, if is_loop { -1 } else { 0 });
                 if wide {
-                    self.asm.lea(RCX, less)
+                    self.asm.lea(RCX, less);
                 } else {
-                    self.asm.lea32(RCX, less)
+                    self.asm.lea32(RCX, less);
                 }
                 if is_loop && target <= instruction.ip() {
                     // Nothing may have changed when the poll leaves for the instruction itself.

@@ -50,9 +50,9 @@ impl Emitter<'_> {
         self.asm.load_gs(RCX, segment_base(slot));
         let sum = Mem::sum(RCX, address.reg);
         if self.request.mode.long {
-            self.asm.lea(R11, sum)
+            self.asm.lea(R11, sum);
         } else {
-            self.asm.lea32(R11, sum)
+            self.asm.lea32(R11, sum);
         }
         Address { reg: R11, known: None }
     }

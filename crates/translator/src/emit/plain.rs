@@ -517,9 +517,9 @@ impl Emitter<'_> {
         let mem = self.register_operand(instruction, 0);
         let to = host(guest).unwrap_or(R11);
         if narrow {
-            self.asm.lea32(to, mem)
+            self.asm.lea32(to, mem);
         } else {
-            self.asm.lea(to, mem)
+            self.asm.lea(to, mem);
         }
         if host(guest).is_none() {
             self.asm.store_gs(gpr(guest), R11);

@@ -115,9 +115,9 @@ impl Emitter<'_> {
                 let rsp = host(4).expect("RSP has a host register");
                 let frame = Mem::near(RBP, slot);
                 if self.request.mode.long {
-                    self.asm.lea(rsp, frame)
+                    self.asm.lea(rsp, frame);
                 } else {
-                    self.asm.lea32(rsp, frame)
+                    self.asm.lea32(rsp, frame);
                 }
                 self.write_guest(number(Register::RBP), R10, true);
                 return Ok(Flow::Next);

@@ -20,6 +20,25 @@ const IF: i32 = Rflags::IF.bits() as i32;
 const AC: i32 = Rflags::AC.bits() as i32;
 
 impl Emitter<'_> {
+    /// ```text
+    /// cli
+    ///   mov qword ptr gs:[interrupt_flag],0
+    /// sti
+    ///   mov rcx,gs:[calm]
+    ///   jrcxz ...                                an event may be waiting: the reference
+    ///   mov qword ptr gs:[interrupt_flag],0x200
+    ///   mov qword ptr gs:[after_sti],0x1001
+    /// stac
+    ///   mov rcx,gs:[views.2]
+    ///   jrcxz ...                                no such view yet: the reference
+    ///   mov qword ptr gs:[alignment_flag],0x40000
+    ///   wrgsbase rcx
+    /// swapgs
+    ///   mov rcx,gs:[segment_base.5]
+    ///   mov r11,gs:[kernel_gs_base]
+    ///   mov gs:[segment_base.5],r11
+    ///   mov gs:[kernel_gs_base],rcx
+    /// ```
     pub(super) fn system(&mut self, instruction: &Instruction) -> Emitted {
         let mode = self.request.mode;
         match instruction.mnemonic() {
@@ -75,6 +94,17 @@ impl Emitter<'_> {
         self.leave_from(stop);
     }
 
+    /// ```text
+    /// rdtsc
+    ///   rdtsc
+    ///   rorx rdx,rdx,0x20
+    ///   mov rcx,gs:[tsc_offset]
+    ///   lea rax,[rax+rdx]
+    ///   lea rax,[rax+rcx]
+    ///   rorx rdx,rax,0x20
+    ///   mov edx,edx
+    ///   mov eax,eax
+    /// ```
     fn read_tsc(&mut self) {
         self.asm.raw(&[0x0f, 0x31]);
         self.asm.rorx(RDX, RDX, 32);
@@ -124,6 +154,21 @@ impl Emitter<'_> {
         Ok(Flow::Next)
     }
 
+    /// ```text
+    /// pushfq
+    ///   ...                                      look-up for writing
+    ///   lea r11,[r11+rcx]
+    ///   pushfq
+    ///   pop r10
+    ///   mov rcx,gs:[system_flags]
+    ///   lea r10,[r10+rcx-0x202]                  without the host's IF and bit 1
+    ///   mov rcx,gs:[interrupt_flag]
+    ///   lea r10,[r10+rcx]
+    ///   mov rcx,gs:[alignment_flag]
+    ///   lea r10,[r10+rcx]
+    ///   mov [r11],r10
+    ///   lea r15,[r15-8]
+    /// ```
     pub(super) fn push_flags(&mut self) -> Emitted {
         let (slot, size) = (self.slot(), self.slot_size());
         let address = self.stack_address(-slot);
@@ -176,6 +221,18 @@ impl Emitter<'_> {
         Ok(Flow::Next)
     }
 
+    /// ```text
+    /// bt [rdi],eax
+    ///   movsxd r10,eax
+    ///   mov ecx,5
+    ///   sarx r10,r10,rcx                         the operand that the bit is in
+    ///   lea r11,[rdi+r10*4]
+    ///   ...                                      look-up of r11
+    ///   lea r11,[r11+rcx]
+    ///   pext r10,rax,gs:[bit_masks.0]            the bit in it
+    ///   bt [r11],r10d
+    /// ```
+    ///
     /// BT, BTS, BTR, BTC of a bit string in memory: the operand's own word is found first.
     pub(super) fn bit_string(&mut self, instruction: &Instruction) -> Emitted {
         let bit = instruction.op1_register();
@@ -201,17 +258,17 @@ impl Emitter<'_> {
         let address = self.address(instruction, 0);
         let number_of = self.read_guest(number(bit), R10);
         if bytes == 8 {
-            self.asm.mov(R10, number_of)
+            self.asm.mov(R10, number_of);
         } else {
-            self.asm.sign_extend(R10, number_of)
+            self.asm.sign_extend(R10, number_of);
         }
         self.asm.mov_immediate(RCX, if bytes == 8 { 6 } else { 5 });
         self.asm.sarx(R10, R10, RCX);
         let word = Mem::At { base: Some(address.reg), index: Some((R10, bytes as u8)), disp: 0 };
         if self.request.mode.long {
-            self.asm.lea(R11, word)
+            self.asm.lea(R11, word);
         } else {
-            self.asm.lea32(R11, word)
+            self.asm.lea32(R11, word);
         }
         let word = self.computed(R11);
         self.look_up(word, bytes, write);

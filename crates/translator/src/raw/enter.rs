@@ -46,14 +46,6 @@ impl ContextCell {
         let at = offset + 4 * index;
         self.bytes(at, 4).copy_from_slice(&value.to_le_bytes());
     }
-
-    /// Element `index` of a table of 4-byte words at `offset`.
-    pub(crate) fn half(&self, offset: usize, index: usize) -> u32 {
-        let at = offset + 4 * index;
-        assert!(at + 4 <= shadow::SHARED_BYTES, "inside the shared block");
-        // SAFETY: just checked; as in `get`.
-        unsafe { self.0.cast::<u8>().add(at).cast::<u32>().read() }
-    }
 }
 
 /// Runs translated code: sets GS, by the instruction where `fsgsbase` says that there is one, calls the entry stub, and comes back when translated code leaves.
