@@ -430,6 +430,15 @@ impl Cache {
         block.counted - starts.len() as u16
     }
 
+    /// The guest's x87 instruction that a host address in code memory belongs to, and its opcode as FOP has it (SDM 1 8.1.9).
+    pub(crate) fn x87_instruction(&self, host: u64) -> Option<(u64, u16)> {
+        let (id, rip) = self.locate(host)?;
+        let block = &self.blocks[id as usize];
+        let bytes = block.bytes.get(rip.wrapping_sub(block.key.rip) as usize..)?;
+        let at = bytes.iter().position(|byte| (0xd8..=0xdf).contains(byte))?;
+        Some((rip, u16::from(bytes[at] & 7) << 8 | u16::from(*bytes.get(at + 1)?)))
+    }
+
     /// Guest address of the instruction at an offset of a block.
     pub(crate) fn address_in(&self, id: BlockId, offset: u64) -> Option<u64> {
         self.blocks.get(id as usize).map(|block| block.key.rip.wrapping_add(offset))

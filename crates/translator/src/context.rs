@@ -42,6 +42,14 @@ pub(crate) struct Context {
     /// Host address of `fill`, and what it is called with.
     pub(crate) fill: u64,
     pub(crate) vcpu: u64,
+    /// What `fill` returned.
+    pub(crate) filled: u64,
+    /// Bytes of the access that may cross a page.
+    pub(crate) cross_size: u64,
+    /// R10, while a stub needs it.
+    pub(crate) saved: u64,
+    /// The bytes of a load that crosses into a page that doesn't follow in RAM.
+    pub(crate) bounce: [u64; 8],
     /// Mask that makes a page number of a linear address.
     pub(crate) page_mask: u64,
     /// Masks that make zero of the last byte's offset in its page where an access of 2 << n bytes may cross pages.
@@ -190,8 +198,8 @@ const fn size_of_field<T>(_: fn(&Context) -> &T) -> usize {
 }
 
 /// Offset, size and name of each field.
-static FIELDS: [(usize, usize, &str); 38] = fields! {
-    gpr flags system_flags alignment_flag interrupt_flag calm proceed host_rsp stack_base target reason argument r10 r11 last_return fill vcpu page_mask cross_masks offset_mask sign_mask left target_mask segment_base tsc_offset kernel_gs_base tsc_aux selectors control after_sti popf_mask interrupt_mask bit_masks views vector_ready vector_saved xsave_mask host_mxcsr
+static FIELDS: [(usize, usize, &str); 42] = fields! {
+    gpr flags system_flags alignment_flag interrupt_flag calm proceed host_rsp stack_base target reason argument r10 r11 last_return fill vcpu filled cross_size saved bounce page_mask cross_masks offset_mask sign_mask left target_mask segment_base tsc_offset kernel_gs_base tsc_aux selectors control after_sti popf_mask interrupt_mask bit_masks views vector_ready vector_saved xsave_mask host_mxcsr
 };
 
 macro_rules! field {

@@ -66,8 +66,11 @@ pub(crate) struct Stubs {
     /// Called with an address in R11: fills the view's entry and returns, or leaves.
     pub(crate) fill_read: u64,
     pub(crate) fill_write: u64,
-    /// Called with an address in R11 where an access may cross a page; returns if it doesn't.
-    pub(crate) cross: u64,
+    /// Called with an address in R11 where a read or a write of `cross_size` bytes may cross a page. Returns with RCX zero if the
+    /// access may be made as if it didn't, else with what has to be added to the address; or leaves.
+    pub(crate) cross: [u64; 2],
+    /// The same in 32-bit code, whose addresses wrap: crossing accesses are the reference's.
+    pub(crate) cross_narrow: u64,
     /// Called where an instruction is for the reference engine. Doesn't return.
     pub(crate) interpret: u64,
     /// The signal handler's.
@@ -91,6 +94,7 @@ impl Stubs {
             fill_read,
             fill_write,
             cross,
+            cross_narrow,
             interpret,
             fault,
             vector,
@@ -105,7 +109,9 @@ impl Stubs {
             (look_up_return[1], "look_up_return.user"),
             (fill_read, "fill_read"),
             (fill_write, "fill_write"),
-            (cross, "cross"),
+            (cross[0], "cross_read"),
+            (cross[1], "cross_write"),
+            (cross_narrow, "cross_narrow"),
             (interpret, "interpret"),
             (fault, "fault"),
             (vector, "vector"),
@@ -167,6 +173,72 @@ fn put_vector_away(asm: &mut Asm, optimized: bool) -> Hole8 {
     none
 }
 
+/// What translated code asks Rust for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub(crate) enum Want {
+    /// An entry for reads of the page at the address.
+    Read,
+    /// One for writes.
+    Write,
+    /// A way to read bytes that cross into the next page.
+    CrossingRead,
+    /// A way to write them.
+    CrossingWrite,
+}
+
+/// A stub that calls Rust's `fill` with the address in R11 and returns what it returned in RCX, or leaves if that was zero. R10 and R11
+/// are kept.
+fn call_rust(asm: &mut Asm, want: Want, vzeroupper: &[u8], xsaveopt: bool) -> u64 {
+    let at = asm.here();
+    spill(asm);
+    let none = put_vector_away(asm, xsaveopt);
+    // Remember that they have to be brought back.
+    asm.raw(vzeroupper);
+    asm.mov_immediate(RBX, 1);
+    let over = asm.jump_short();
+    assert!(asm.fill(none));
+    asm.mov_immediate(RBX, 0);
+    assert!(asm.fill(over));
+    asm.mov(RBP, RSP);
+    asm.load_gs(RSP, field!(host_rsp));
+    // Rust wants 16-byte alignment at the call: the entry's six pushes and return address leave it so but for 8.
+    asm.raw(&[0x48, 0x83, 0xe4, 0xf0]); // and rsp, -16
+    asm.load_gs(RDI, field!(vcpu));
+    asm.mov(RSI, R11);
+    asm.mov_immediate(RDX, want as u64);
+    asm.call_gs(field!(fill));
+    asm.mov(RSP, RBP);
+    asm.store_gs(field!(filled), RAX);
+    asm.raw(&[0x48, 0x85, 0xc0]); // test rax, rax: the flags are spilled
+    asm.jump_if(5, asm.here());
+    let filled = asm.len() - 4;
+    asm.pop_mem(Mem::Gs(field!(argument)));
+    store_reason(asm, ExitReason::Interpret);
+    // Everything is spilled already, vector registers too.
+    asm.load_gs(RSP, field!(host_rsp));
+    for reg in [R15, R14, R13, R12, RBP, RBX] {
+        asm.pop(reg);
+    }
+    asm.ret();
+    asm.set_relative(filled, asm.len());
+    asm.mov(RCX, RBX);
+    let plain = asm.jrcxz();
+    load_xsave_mask(asm);
+    asm.xrstor(gs(XSAVE));
+    asm.store_immediate(Size::B8, Mem::Gs(field!(vector_ready)), 1);
+    assert!(asm.fill(plain));
+    unspill(asm);
+    asm.load_gs(RCX, field!(filled));
+    // One means no more than yes.
+    asm.lea(RCX, Mem::near(RCX, -1));
+    let yes = asm.jrcxz();
+    asm.lea(RCX, Mem::near(RCX, 1));
+    assert!(asm.fill(yes));
+    asm.ret();
+    at
+}
+
 /// Writes the stubs.
 pub(crate) fn write(code: &mut CodeMemory, avx: bool, xsaveopt: bool) -> Stubs {
     let mut asm = Asm::new(code.next());
@@ -209,56 +281,46 @@ pub(crate) fn write(code: &mut CodeMemory, avx: bool, xsaveopt: bool) -> Stubs {
     store_reason(&mut asm, ExitReason::Fault);
     asm.jump(stubs.exit);
 
-    // Fills. RCX is free, R10 and R11 are kept.
+    stubs.fill_read = call_rust(&mut asm, Want::Read, vzeroupper, xsaveopt);
+    stubs.fill_write = call_rust(&mut asm, Want::Write, vzeroupper, xsaveopt);
     for write in [false, true] {
+        let want = if write { Want::CrossingWrite } else { Want::CrossingRead };
+        let slow = call_rust(&mut asm, want, vzeroupper, xsaveopt);
         let at = asm.here();
-        if write {
-            stubs.fill_write = at
+        stubs.cross[usize::from(write)] = at;
+        // The first byte of a page looks as if the access crossed.
+        asm.pext(RCX, R11, field!(offset_mask));
+        let first = asm.jrcxz();
+        // Both pages may lie in RAM as they lie in the address space: then their entries are equal.
+        asm.store_gs(field!(saved), R10);
+        asm.load_gs(R10, field!(cross_size));
+        asm.lea(R10, Mem::At { base: Some(R11), index: Some((R10, 1)), disp: -1 });
+        asm.pext(R10, R10, field!(page_mask));
+        asm.pext(RCX, R11, field!(page_mask));
+        let table = if write {
+            asm.not(R10);
+            asm.not(RCX);
+            -(shadow::SHARED_BYTES as i32)
         } else {
-            stubs.fill_read = at
-        }
-        spill(&mut asm);
-        let none = put_vector_away(&mut asm, xsaveopt);
-        // Remember that they have to be brought back.
-        asm.raw(vzeroupper);
-        asm.mov_immediate(RBX, 1);
-        let over = asm.jump_short();
-        assert!(asm.fill(none));
-        asm.mov_immediate(RBX, 0);
-        assert!(asm.fill(over));
-        asm.mov(RBP, RSP);
-        asm.load_gs(RSP, field!(host_rsp));
-        // Rust wants 16-byte alignment at the call: the entry's six pushes and return address leave it so but for 8.
-        asm.raw(&[0x48, 0x83, 0xe4, 0xf0]); // and rsp, -16
-        asm.load_gs(RDI, field!(vcpu));
-        asm.mov(RSI, R11);
-        asm.mov_immediate(RDX, u64::from(write));
-        asm.call_gs(field!(fill));
-        asm.mov(RSP, RBP);
-        asm.raw(&[0x85, 0xc0]); // test eax, eax: the flags are spilled
-        asm.jump_if(5, asm.here());
-        let filled = asm.len() - 4;
-        asm.pop_mem(Mem::Gs(field!(argument)));
-        store_reason(&mut asm, ExitReason::Interpret);
-        // Everything is spilled already, vector registers too.
-        asm.load_gs(RSP, field!(host_rsp));
-        for reg in [R15, R14, R13, R12, RBP, RBX] {
-            asm.pop(reg);
-        }
-        asm.ret();
-        asm.set_relative(filled, asm.len());
-        asm.mov(RCX, RBX);
-        let plain = asm.jrcxz();
-        load_xsave_mask(&mut asm);
-        asm.xrstor(gs(XSAVE));
-        asm.store_immediate(Size::B8, Mem::Gs(field!(vector_ready)), 1);
-        assert!(asm.fill(plain));
-        unspill(&mut asm);
+            0
+        };
+        asm.load(Size::B8, R10, Mem::GsTable(R10, table));
+        asm.load(Size::B8, RCX, Mem::GsTable(RCX, table));
+        let missing = asm.jrcxz();
+        asm.not(R10);
+        asm.lea(RCX, Mem::At { base: Some(RCX), index: Some((R10, 1)), disp: 1 });
+        asm.load_gs(R10, field!(saved));
+        let equal = asm.jrcxz();
+        asm.jump(slow);
+        assert!(asm.fill(missing));
+        asm.load_gs(R10, field!(saved));
+        asm.jump(slow);
+        assert!(asm.fill(first));
+        assert!(asm.fill(equal));
         asm.ret();
     }
 
-    // The first byte of a page looks as if the access crossed.
-    stubs.cross = asm.here();
+    stubs.cross_narrow = asm.here();
     asm.pext(RCX, R11, field!(offset_mask));
     let first = asm.jrcxz();
     asm.jump(stubs.interpret);

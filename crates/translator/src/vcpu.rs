@@ -168,6 +168,10 @@ impl TranslatedVcpu {
     }
 
     fn interpret(&mut self, most: u64, io: &mut Watched<'_>) -> Outcome {
+        if self.left == Some(0) {
+            // The reference would take a careful step even of none.
+            return Outcome::Ran;
+        }
         self.counts.interpreted += 1;
         let before = self.filler.core.instructions();
         let most = most.min(self.left.unwrap_or(u64::MAX));
@@ -555,7 +559,18 @@ impl TranslatedVcpu {
     fn bring_vector_back(&mut self) {
         if std::mem::take(&mut self.vector_away) {
             let image = self.context.bytes(XSAVE, crate::context::XSAVE_BYTES);
-            self.xstate.read(image, self.filler.core.vector());
+            let registers = self.filler.core.vector();
+            self.xstate.read(image, registers);
+            // The host's x87 instruction pointer is a host address.
+            let field = |from: usize| {
+                u64::from_le_bytes(registers.x87[from..from + 8].try_into().unwrap_or_default())
+            };
+            if let Some((rip, opcode)) = self.cache.x87_instruction(field(8)) {
+                registers.x87[6..8].copy_from_slice(&opcode.to_le_bytes());
+                registers.x87[8..16].copy_from_slice(&rip.to_le_bytes());
+                // Which guest address the operand had is lost.
+                registers.x87[16..24].fill(0);
+            }
             self.filler.core.keep_vector(false);
         }
     }

@@ -126,19 +126,13 @@ impl Emitter<'_> {
             Some(value) => value & 0xfff > 0x1000 - u64::from(bytes),
             None => bytes > 1,
         };
+        let mut crossing = None;
         if may_cross {
             // Not zero where the last byte isn't among the first ones of a page.
             self.asm.lea(RCX, Mem::near(reg, bytes as i32 - 1));
             self.asm.pext(RCX, RCX, cross_mask(bytes.next_power_of_two()));
             let from = self.asm.jrcxz();
-            let back = self.asm.len();
-            self.islands.push(Island {
-                from,
-                address: reg,
-                stub: self.request.stubs.cross,
-                back,
-                guest: self.guest,
-            });
+            crossing = Some((from, self.asm.len()));
         }
         let back = self.asm.len();
         self.asm.pext(RCX, reg, field!(page_mask));
@@ -150,8 +144,23 @@ impl Emitter<'_> {
             self.asm.load(Size::B8, RCX, Mem::GsTable(RCX, 0));
             self.request.stubs.fill_read
         };
-        let from = self.asm.jrcxz();
-        self.islands.push(Island { from, address: reg, stub, back, guest: self.guest });
+        let from_fill = self.asm.jrcxz();
+        let after = self.asm.len();
+        let guest = self.guest;
+        if let Some((from, back)) = crossing {
+            let stubs = self.request.stubs;
+            let stub =
+                if self.request.mode.long { stubs.cross[usize::from(write)] } else { stubs.cross_narrow };
+            self.islands.push(Island {
+                from,
+                address: reg,
+                stub,
+                back,
+                crossing: Some((bytes, after)),
+                guest,
+            });
+        }
+        self.islands.push(Island { from: from_fill, address: reg, stub, back, crossing: None, guest });
     }
 
     /// The address of the stack's top plus `disp`, in R11 or in the register itself.

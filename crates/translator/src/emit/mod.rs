@@ -159,6 +159,8 @@ struct Island {
     stub: u64,
     /// Offset to go on at.
     back: usize,
+    /// For accesses that may cross a page: their bytes, and the offset to go on at with RCX as the stub leaves it.
+    crossing: Option<(u32, usize)>,
     /// Offset of the guest instruction that it belongs to.
     guest: u16,
 }
@@ -379,7 +381,7 @@ impl Emitter<'_> {
     /// Before a few dozen bytes are emitted: writes the waiting islands if those might put them out of reach. Scratch registers and
     /// flags are kept.
     fn make_room(&mut self) {
-        if self.islands.first().is_some_and(|island| self.asm.distance(island.from) > 25) {
+        if self.islands.first().is_some_and(|island| self.asm.distance(island.from) > 15) {
             let over = self.asm.jump_short();
             self.finish_islands();
             self.must_reach(over);
@@ -390,7 +392,14 @@ impl Emitter<'_> {
     /// Leaves the running instruction to the reference from `hole`.
     fn leave_from(&mut self, hole: Hole8) {
         let stub = self.request.stubs.interpret;
-        self.islands.push(Island { from: hole, address: R11, stub, back: 0, guest: self.guest });
+        self.islands.push(Island {
+            from: hole,
+            address: R11,
+            stub,
+            back: 0,
+            crossing: None,
+            guest: self.guest,
+        });
     }
 
     fn finish_islands(&mut self) {
@@ -399,6 +408,15 @@ impl Emitter<'_> {
             self.marks.push(Mark { host: self.asm.len() as u32, guest: island.guest });
             if island.address != R11 {
                 self.asm.mov(R11, island.address);
+            }
+            if let Some((bytes, after)) = island.crossing {
+                self.asm.store_immediate(Size::B8, Mem::Gs(field!(cross_size)), bytes as i32);
+                self.asm.call(island.stub);
+                let whole = self.asm.jrcxz();
+                self.asm.jump_back(after);
+                self.must_reach(whole);
+                self.asm.jump_back(island.back);
+                continue;
             }
             self.asm.call(island.stub);
             if island.stub != self.request.stubs.interpret {

@@ -253,6 +253,11 @@ impl Emitter<'_> {
                 }
             }
         } else if is_vector(instruction) {
+            // 32-bit code has eight registers to clear, the host clears sixteen.
+            let clears = matches!(instruction.mnemonic(), Mnemonic::Vzeroall | Mnemonic::Vzeroupper);
+            if clears && !self.request.mode.long {
+                return Err(NotEmitted);
+            }
             if self.request.mode.vector < level(instruction) || keeps_more_than_registers(instruction) {
                 return Err(NotEmitted);
             }

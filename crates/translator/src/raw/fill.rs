@@ -6,6 +6,7 @@
 use crate::context::Context;
 use crate::raw::enter::enter;
 use crate::raw::signals::{self, Running};
+use crate::stubs::Want;
 use engine::{Counters, Platform};
 use interpreter::{Core, Dropped};
 use memory::GuestMemory;
@@ -182,10 +183,67 @@ impl Filler {
         let entry = if write { view.write_entry(address) } else { view.read_entry(address) };
         entry != 0
     }
+
+    /// A way to access `bytes` at an address from which they cross into the next page: 0 for none, 1 if both pages lie in RAM as they
+    /// do in the address space, else what has to be added to the address to find a copy of the bytes.
+    fn cross(&mut self, address: u64, bytes: u64, write: bool) -> u64 {
+        let (last, on_first) = (address.wrapping_add(bytes - 1), 0x1000 - (address & 0xfff));
+        for at in [address, last] {
+            let view = self.views[self.current].as_ref();
+            let entry = view.map_or(0, |view| if write { view.write_entry(at) } else { view.read_entry(at) });
+            if entry == 0 && !self.fill(at, write) {
+                return 0;
+            }
+        }
+        let Some(view) = self.views[self.current].as_ref() else { return 0 };
+        // The second fill may have dropped what the first one made.
+        let (first, second) = if write {
+            (view.write_entry(address), view.write_entry(last))
+        } else {
+            (view.read_entry(address), view.read_entry(last))
+        };
+        if first == second {
+            return u64::from(first != 0);
+        }
+        if write || first == 0 || second == 0 || bytes > 64 {
+            return 0;
+        }
+        let Some(io) = self.io else { return 0 };
+        let mut copy = [0; 64];
+        let split = on_first as usize;
+        for (at, range) in [(address, 0..split), (last & !0xfff, split..bytes as usize)] {
+            let mut io = io;
+            // SAFETY: as in `fill`.
+            let Some(mapping) = self.core.map(at, false, unsafe { io.as_mut() }) else { return 0 };
+            self.memory.load_bytes(memory::RamOffset(mapping.ram.0 + (at & 0xfff)), &mut copy[range]);
+        }
+        // SAFETY: set by `run`; translated code waits for this function.
+        let bounce = unsafe { &mut (*self.context).bounce };
+        for (word, bytes) in bounce.iter_mut().zip(copy.chunks_exact(8)) {
+            *word = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
+        }
+        let delta = (bounce.as_ptr() as u64).wrapping_sub(address);
+        if delta <= 1 { 0 } else { delta }
+    }
 }
 
-extern "sysv64" fn fill(filler: *mut Filler, address: u64, write: u64) -> u64 {
-    // SAFETY: translated code passes what `run` put into the context; a panic would have to cross translated code, so it ends
-    // the process instead (`extern` functions abort on unwinding).
-    u64::from(unsafe { (*filler).fill(address, write != 0) })
+/// Answers translated code's wish; see [`Want`]. 0: the instruction is for the reference.
+extern "sysv64" fn fill(filler: *mut Filler, address: u64, want: u64) -> u64 {
+    // SAFETY: translated code passes what `run` put into the context, and one of `Want`'s numbers; a panic would have to cross
+    // translated code, so it ends the process instead (`extern` functions abort on unwinding).
+    unsafe {
+        let filler = &mut *filler;
+        match want {
+            READ => u64::from(filler.fill(address, false)),
+            WRITE => u64::from(filler.fill(address, true)),
+            _ => {
+                let bytes = (*filler.context).cross_size;
+                filler.cross(address, bytes, want == CROSSING_WRITE)
+            }
+        }
+    }
 }
+
+const READ: u64 = Want::Read as u64;
+const WRITE: u64 = Want::Write as u64;
+const CROSSING_WRITE: u64 = Want::CrossingWrite as u64;
