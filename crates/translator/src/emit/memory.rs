@@ -106,15 +106,18 @@ impl Emitter<'_> {
     ///   +003a  jrcxz +005a
     ///   +003c  pext rcx,rdi,gs:[page_mask]       the page's entry
     ///   +0047  mov rcx,gs:[rcx*8+read_table]
-    ///   +0050  jrcxz +0064
+    ///   +0050  jrcxz +0075
     ///   +0052  mov eax,[rdi+rcx]                 the access, by who called this
     ///   ...
     ///   +005a  mov r11,rdi
-    ///   +005d  call cross
-    ///   +0062  jmp +003c
-    ///   +0064  mov r11,rdi
-    ///   +0067  call fill_read
-    ///   +006c  jmp +003c
+    ///   +005d  mov qword ptr gs:[cross_size],4
+    ///   +006a  call cross_read
+    ///   +006f  jrcxz +0073
+    ///   +0071  jmp +0052                         RCX leads to the bytes
+    ///   +0073  jmp +003c                         they don't cross
+    ///   +0075  mov r11,rdi
+    ///   +0078  call fill_read
+    ///   +007d  jmp +003c
     /// ```
     ///
     /// Emits checks and look-up for an access of `bytes` at `address`. Afterwards RCX is what has to be added to the address. R10
