@@ -222,6 +222,9 @@ impl Blocks {
         let mut now = [0; 512];
         let Some(now) = now.get_mut(..block.bytes.len()) else { return false };
         let (head, tail) = now.split_at_mut(on_first);
+        // The marks may have been taken back.
+        let generation = memory.mark_derived(block.key.at, head.len() as u64);
+        let second = block.second.map(|(page, _)| (page, memory.mark_derived(page, tail.len() as u64)));
         memory.load_bytes(block.key.at, head);
         if let Some((page, _)) = second {
             memory.load_bytes(page, tail);

@@ -249,6 +249,12 @@ impl Core {
         self.vcpu.cpu.instructions
     }
 
+    /// Blocks that [`Core::interpret`] has decoded.
+    #[must_use]
+    pub fn decoded(&self) -> u64 {
+        self.vcpu.blocks.decoded
+    }
+
     /// What the reference has counted.
     #[must_use]
     pub fn counters(&self) -> Counters {

@@ -90,17 +90,15 @@ impl Cpu {
         // More than a block can hold is not looked at, and not marked.
         let want = left.min((MAX_OPS * MAX_BYTES) as u64);
         let bytes = &mut page[..want as usize];
-        // Order matters: mark, generation, bytes. Mark little at first: blocks are short.
+        // Order matters: mark, then read the bytes. Mark little at first: blocks are short.
         let mut marked = want.min(64);
-        self.memory.mark_derived(key.at, marked);
-        let mut generation = self.memory.generation(key.at);
+        let mut generation = self.memory.mark_derived(key.at, marked);
         self.memory.load_bytes(key.at, bytes);
         let mut ops = decode_run(bytes, key.size);
         let mut len = ops.last().map_or(0, |op| usize::from(op.next));
         if len as u64 > marked {
             marked = len as u64;
-            self.memory.mark_derived(key.at, marked);
-            generation = self.memory.generation(key.at);
+            generation = self.memory.mark_derived(key.at, marked);
             self.memory.load_bytes(key.at, bytes);
             ops = decode_run(bytes, key.size);
             // The bytes may have changed in between; what lies beyond the mark is cut off.
@@ -121,8 +119,7 @@ impl Cpu {
         head: &[u8],
         io: &mut dyn Platform,
     ) -> Result<Block, Stop> {
-        self.memory.mark_derived(key.at, head.len() as u64);
-        let generation = self.memory.generation(key.at);
+        let generation = self.memory.mark_derived(key.at, head.len() as u64);
         let mut bytes = [0; MAX_BYTES];
         let first = head.len().min(MAX_BYTES);
         self.memory.load_bytes(key.at, &mut bytes[..first]);
@@ -143,8 +140,7 @@ impl Cpu {
         let Some(second) = self.fetch_target(next, io)? else {
             return self.decode_uncached(address, io);
         };
-        self.memory.mark_derived(second, MAX_BYTES as u64);
-        let second_generation = self.memory.generation(second);
+        let second_generation = self.memory.mark_derived(second, MAX_BYTES as u64);
         self.memory.load_bytes(second, &mut bytes[first..]);
         Ok(single(key, &bytes, generation, Some((second, second_generation))))
     }

@@ -5,6 +5,9 @@
 //! that is running has stopped; before such a writer runs again it has to take notice of the marks and forget its addresses of
 //! those pages. A thread that marks is never running itself, so two of them don't wait for each other.
 //!
+//! Of other pages it may keep the address of the word of marks and look there before each store. Looking and storing are two
+//! steps, so who marks a granule of such a page waits, too.
+//!
 //! Locks: the list of writers, a leaf, never held while waiting.
 
 use crate::log::PageLog;
@@ -68,6 +71,11 @@ impl Directs {
     /// A page's first mark: returns when no running writer can have an address of it for writing any more.
     pub(crate) fn mark(&self, page: u64) {
         self.marks.push(page);
+        self.await_all();
+    }
+
+    /// Returns when every writer that is running now has stopped once.
+    pub(crate) fn await_all(&self) {
         std::sync::atomic::fence(Ordering::SeqCst);
         let writers: Vec<_> = {
             let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);

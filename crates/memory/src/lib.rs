@@ -17,8 +17,12 @@
 //! the page's is stale: its owner compares the bytes it was made from, and keeps or drops it. Stores to other
 //! granules of the page cost one look at a flag byte.
 //!
-//! Threads: everything here may be used by any number of threads at once. No locks, except that a `LOCK`ed access
-//! that crosses a page takes a process-wide one.
+//! Marks may be taken back ([`GuestMemory::unmark_derived`]), by anybody and for everybody: that counts as a write, so
+//! who finds its generation out of date marks again before it compares.
+//!
+//! Threads: everything here may be used by any number of threads at once. Locks: one for changes of marks, held while direct
+//! writers are waited for, taken by nobody who is one at that moment; and a process-wide one for `LOCK`ed accesses that
+//! cross a page.
 
 mod direct;
 mod log;
@@ -31,8 +35,8 @@ pub use map::{Layout, Region};
 pub use raw::{Ram, RamOffset, Word};
 pub use resident::{resident_bytes, resident_in_all};
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use x86::Gpa;
 use x86::address::PAGE_SIZE;
 
@@ -84,7 +88,8 @@ struct PageInfo {
     settled: AtomicU64,
     /// Advanced by each store to a marked granule.
     generation: AtomicU32,
-    _reserved: AtomicU32,
+    /// Not zero: a direct writer may look at `granules` before it stores.
+    watched: AtomicU32,
 }
 
 /// The memory of one machine. Cheap to clone; all clones are the same memory.
@@ -103,6 +108,8 @@ struct Shared {
     writes: log::PageLog,
     /// Who reads and writes RAM by host address.
     directs: direct::Directs,
+    /// Held while marks are made and taken back.
+    marking: Mutex<()>,
 }
 
 const HAS_DERIVED: u8 = 1;
@@ -120,7 +127,12 @@ impl GuestMemory {
             ram: Ram::map(bytes).map_err(map)?,
             flags: raw::Zeroed::map(pages).map_err(map)?,
             pages: raw::Zeroed::map(pages).map_err(map)?,
-            shared: Arc::new(Shared { layout, writes: log::PageLog::new(), directs: direct::Directs::new() }),
+            shared: Arc::new(Shared {
+                layout,
+                writes: log::PageLog::new(),
+                directs: direct::Directs::new(),
+                marking: Mutex::new(()),
+            }),
         })
     }
 
@@ -228,28 +240,83 @@ impl GuestMemory {
         self.shared.layout.locate_range(at, len).ok_or(MemoryError::NotRam { at, len })
     }
 
-    /// Says that something is about to be derived from `len` bytes at `at`, which lie in one page. Read the
-    /// [generation](Self::generation) after this and the bytes after that, in this order.
-    pub fn mark_derived(&self, at: RamOffset, len: u64) {
+    /// Says that something is about to be derived from `len` bytes at `at`, which lie in one page, and gives the page's
+    /// [generation](Self::generation). Read the bytes after this.
+    pub fn mark_derived(&self, at: RamOffset, len: u64) -> u32 {
+        let mask = granules(at, len);
+        let info = self.pages.at(at.frame());
+        loop {
+            self.mark_granules(at, mask);
+            let generation = info.generation.load(Ordering::Acquire);
+            // Marks that were taken back before the generation was read would not be missed by it.
+            if info.settled.load(Ordering::Acquire) & mask == mask {
+                return generation;
+            }
+        }
+    }
+
+    /// The same for several granules of the page at `at`, one bit each. Who finds out by [`written_since`](Self::written_since)
+    /// need not ask for the generation: marks that are taken back after this are in there.
+    pub fn mark_granules(&self, at: RamOffset, mask: u64) {
         let frame = at.frame();
-        let first = at.offset_in_page() / GRANULE;
-        let last = (at.offset_in_page() + len.max(1) - 1).min(PAGE_SIZE - 1) / GRANULE;
-        let mask = (u64::MAX >> (63 - last)) & (u64::MAX << first);
         let info = self.pages.at(frame);
         // Another thread's mark alone is not enough: its barrier must be over too.
         if info.settled.load(Ordering::Acquire) & mask == mask {
             return;
         }
+        let _order = self.order_marks();
         info.granules.fetch_or(mask, Ordering::SeqCst);
         self.flags.at(frame).store(HAS_DERIVED, Ordering::SeqCst);
         if info.settled.load(Ordering::Acquire) == 0 {
-            // Perhaps another thread is at it too, but is it done?
             self.shared.directs.mark(frame);
+        } else if info.watched.load(Ordering::SeqCst) != 0 {
+            // Direct writers look first and store then. Either one looks after this thread has looked at `watched`, and sees the
+            // mark, or it is running here, and has stored when it is seen not to.
+            self.shared.directs.await_all();
         }
         // A writer stores and then looks at the flag, without a fence between. This barrier, run on all threads of the
         // process, makes sure that a store that did not see the flag is visible to the reads that follow here.
         raw::process_barrier();
         info.settled.fetch_or(mask, Ordering::Release);
+    }
+
+    /// Takes back marks of the page at `at`, one bit for each granule, whoever made them. This counts as a write to the page: who
+    /// still depends on it has to mark again before comparing bytes.
+    pub fn unmark_derived(&self, at: RamOffset, mask: u64) {
+        let frame = at.frame();
+        let info = self.pages.at(frame);
+        {
+            let _order = self.order_marks();
+            let left = info.granules.fetch_and(!mask, Ordering::SeqCst) & !mask;
+            info.settled.fetch_and(!mask, Ordering::SeqCst);
+            if left == 0 {
+                self.flags.at(frame).store(0, Ordering::SeqCst);
+            }
+        }
+        info.generation.fetch_add(1, Ordering::SeqCst);
+        self.shared.writes.push(frame);
+    }
+
+    /// The granules of the page at `at` that something is derived from, one bit each.
+    #[inline]
+    #[must_use]
+    pub fn marked_granules(&self, at: RamOffset) -> u64 {
+        self.pages.at(at.frame()).granules.load(Ordering::SeqCst)
+    }
+
+    /// Host address of the word that [`marked_granules`](Self::marked_granules) shows, for translated code. A
+    /// [`DirectWriter`] that is running and has got the address may store by host address where it has found the
+    /// granules' bits clear just before: whoever marks one waits until it has stopped. Valid while any clone of this memory
+    /// exists.
+    #[must_use]
+    pub fn watch_granules(&self, at: RamOffset) -> u64 {
+        let info = self.pages.at(at.frame());
+        info.watched.store(1, Ordering::SeqCst);
+        std::ptr::from_ref(&info.granules) as u64
+    }
+
+    fn order_marks(&self) -> MutexGuard<'_, ()> {
+        self.shared.marking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How often marked bytes of the page at `at` have been written.
@@ -284,7 +351,7 @@ impl GuestMemory {
         self.ram.host_address(at)
     }
 
-    /// Whether anything was ever derived from the page at `at`.
+    /// Whether anything is derived from the page at `at`.
     #[inline]
     #[must_use]
     pub fn is_derived(&self, at: RamOffset) -> bool {
@@ -337,8 +404,7 @@ impl GuestMemory {
             let to = end.min(page + PAGE_SIZE);
             let frame = page / PAGE_SIZE;
             if self.flags.at(frame).load(Ordering::Relaxed) != 0 {
-                let (first, last) = ((from - page) / GRANULE, (to - 1 - page) / GRANULE);
-                let mask = (u64::MAX >> (63 - last)) & (u64::MAX << first);
+                let mask = granules(RamOffset(from), to - from);
                 let info = self.pages.at(frame);
                 if info.granules.load(Ordering::Relaxed) & mask != 0 {
                     fence(Ordering::Release);
@@ -357,4 +423,12 @@ impl GuestMemory {
     pub fn resident(&self) -> Option<u64> {
         self.ram.resident()
     }
+}
+
+/// The granules of one page that `len` bytes at `at` touch, one bit each; what lies beyond the page is left out.
+#[must_use]
+pub fn granules(at: RamOffset, len: u64) -> u64 {
+    let first = at.offset_in_page() / GRANULE;
+    let last = (at.offset_in_page() + len.max(1) - 1).min(PAGE_SIZE - 1) / GRANULE;
+    (u64::MAX >> (63 - last)) & (u64::MAX << first)
 }

@@ -105,3 +105,27 @@ fn untouched_memory_is_not_resident() {
         assert!((4096..1 << 30).contains(&resident), "{resident} bytes are resident");
     }
 }
+
+#[test]
+fn marks_that_are_taken_back_count_as_a_write_and_can_be_made_again() {
+    let memory = memory();
+    let at = RamOffset(0x1040);
+    let generation = memory.mark_derived(at, 70);
+    assert_eq!(memory.marked_granules(at), 0b110);
+    let epoch = memory.epoch();
+    memory.unmark_derived(at, 0b10);
+    assert_ne!(memory.generation(at), generation);
+    assert_ne!(memory.epoch(), epoch);
+    assert!(memory.is_derived(at));
+    assert_eq!(memory.store(at, 1u8), Written::Plain);
+    assert_eq!(memory.store(RamOffset(0x1080), 1u8), Written::Derived);
+    memory.unmark_derived(at, u64::MAX);
+    assert!(!memory.is_derived(at));
+    // Direct writers may have addresses again, so the page is among the marked ones again.
+    let mut marks = memory.marks();
+    assert_eq!(memory.mark_derived(at, 1), memory.generation(at));
+    let mut pages = Vec::new();
+    assert!(memory.marked_since(&mut marks, |page| pages.push(page)));
+    assert_eq!(pages, [1]);
+    assert_eq!(memory.store(at, 1u8), Written::Derived);
+}

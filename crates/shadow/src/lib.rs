@@ -17,11 +17,16 @@
 //! A view behaves as the manual allows a TLB to behave (SDM 3A 4.10): its owner fills it from walks and drops entries when the
 //! guest invalidates them. It never holds an address for writing of a page from which anything is derived.
 //!
+//! Such a page may be *watched* instead: a small table next to the shared block, the view's own, has its difference and where the
+//! marks of its granules are, so that translated code can store between them.
+//!
 //! Called by the translator. A view belongs to one vCPU and is used by one thread at a time; no locks.
 
 mod raw;
 
-pub use raw::{SHARED_BYTES, Shared, View};
+pub use raw::{
+    OWN_BYTES, SHARED_BYTES, Shared, View, WATCHED_DELTAS, WATCHED_GRANULES, WATCHED_SLOTS, WATCHED_TAGS,
+};
 
 /// What a view may keep of one page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,9 +73,28 @@ impl View {
         }
         self.set_read(fill.page, delta);
         self.set_write(fill.page, if fill.write { delta } else { 0 });
+        self.clear_watched(fill.page);
         let Fill { page, frame, write, global, large, .. } = *fill;
         self.filled.push(Filled { page, frame, write, global, large });
         self.has_large |= large;
+    }
+
+    /// Enters a page that is writable but for what is derived from it. `granules`: host address of its marks.
+    pub fn watch(&mut self, fill: &Fill, granules: u64) {
+        self.fill(&Fill { write: false, ..*fill });
+        let delta = fill.host.wrapping_sub(fill.page);
+        if delta != 0 && fill.read {
+            self.set_watched(fill.page, delta, granules);
+        }
+    }
+
+    /// Gives up what is kept for writing of one page of RAM that needn't be watched any more.
+    pub fn drop_watched(&mut self, frame: u64) {
+        for index in 0..self.filled.len() {
+            if self.filled[index].frame == frame {
+                self.clear_watched(self.filled[index].page);
+            }
+        }
     }
 
     /// Drops everything.
@@ -190,6 +214,32 @@ mod tests {
         assert_eq!(view.write_entry(0x5000), 0);
         assert_ne!(view.read_entry(0x5000), 0);
         assert_ne!(view.write_entry(0x6000), 0);
+    }
+
+    #[test]
+    fn a_watched_page_is_found_until_it_is_dropped() {
+        let shared = Shared::new().expect("memory");
+        let mut view = View::new(&shared).expect("address space");
+        for page in [0, 0x1000, 0x10_0000, 0xffff_ffff_ffff_f000] {
+            assert_eq!(view.watched(page), None);
+        }
+        let at = fill(0x5000, 0x10000, false);
+        view.watch(&at, 0x1234);
+        assert_eq!(view.watched(0x5fff), Some((0x10000 - 0x5000, 0x1234)));
+        assert_eq!((view.write_entry(0x5000), view.watched(0x10_5000)), (0, None));
+        view.drop_address(0x5000);
+        assert_eq!((view.read_entry(0x5000), view.watched(0x5000)), (0, None));
+        view.watch(&at, 0x1234);
+        view.drop_watched(0x10);
+        assert_eq!(view.watched(0x5000), None);
+        view.watch(&at, 0x1234);
+        view.fill(&at);
+        assert_eq!(view.watched(0x5000), None);
+        view.watch(&fill(0x10_5000, 0x20000, false), 0x5678);
+        view.watch(&at, 0x1234);
+        assert_eq!(view.watched(0x10_5000), None, "they share a slot");
+        view.drop_all();
+        assert_eq!(view.watched(0x5000), None);
     }
 
     #[test]

@@ -11,8 +11,19 @@ use std::fs::File;
 use std::io;
 use std::ptr::{NonNull, null_mut};
 
-/// Bytes of the block that all views of a vCPU share.
+/// Bytes between the two tables: first the block that all views of a vCPU share, then what is the view's own.
 pub const SHARED_BYTES: usize = 512 << 10;
+/// The last of them, the view's own: its watched pages.
+pub const OWN_BYTES: usize = 64 << 10;
+/// Slots for watched pages; a page's is its number's low bits.
+pub const WATCHED_SLOTS: usize = 256;
+/// Offsets in the view's own bytes of three arrays with 8 bytes a slot: negated linear address of the page, host address minus
+/// guest address, host address of the word with the page's marked granules.
+pub const WATCHED_TAGS: usize = 0;
+/// See [`WATCHED_TAGS`].
+pub const WATCHED_DELTAS: usize = 8 * WATCHED_SLOTS;
+/// See [`WATCHED_TAGS`].
+pub const WATCHED_GRANULES: usize = 16 * WATCHED_SLOTS;
 /// Pages of a 48-bit linear address space.
 const PAGES: usize = 1 << 36;
 const TABLE_BYTES: usize = PAGES * 8;
@@ -77,7 +88,7 @@ impl View {
         // SAFETY: a fresh mapping at an address of the kernel's choice touches nothing that exists.
         let base =
             unsafe { mmap_anonymous(null_mut(), VIEW_BYTES, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
-        let view = Self {
+        let mut view = Self {
             base: NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
             filled: Vec::new(),
             has_large: false,
@@ -89,10 +100,14 @@ impl View {
             let _ = madvise(base, VIEW_BYTES, Advice::LinuxDontDump);
         }
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::FIXED);
+        let bytes = SHARED_BYTES - OWN_BYTES;
         // SAFETY: replaces a part of the mapping made above, which nobody uses yet.
         unsafe {
-            mmap(base.cast::<u8>().add(TABLE_BYTES).cast(), SHARED_BYTES, protection, flags, &shared.file, 0)
+            mmap(base.cast::<u8>().add(TABLE_BYTES).cast(), bytes, protection, flags, &shared.file, 0)
         }?;
+        for slot in 0..WATCHED_SLOTS {
+            view.empty_slot(slot);
+        }
         Ok(view)
     }
 
@@ -140,7 +155,7 @@ impl View {
         unsafe { self.entry(address, true).write(value) }
     }
 
-    /// Empties both entries of a page. A table page that was never touched isn't touched by this either, beyond a look.
+    /// Empties all entries of a page. A table page that was never touched isn't touched by this either, beyond a look.
     pub(crate) fn clear(&mut self, address: u64) {
         for write in [false, true] {
             let entry = self.entry(address, write);
@@ -150,6 +165,52 @@ impl View {
                     entry.write(0);
                 }
             }
+        }
+        self.clear_watched(address);
+    }
+
+    fn own_word(&self, array: usize, slot: usize) -> *mut u64 {
+        assert!(slot < WATCHED_SLOTS, "a slot");
+        // SAFETY: the three arrays are inside the view's own bytes.
+        unsafe { self.base.as_ptr().add(TABLE_BYTES + SHARED_BYTES - OWN_BYTES + array + 8 * slot).cast() }
+    }
+
+    fn empty_slot(&mut self, slot: usize) {
+        // An address that belongs into another slot is never found here.
+        let elsewhere = ((slot as u64 ^ 1) << 12).wrapping_neg();
+        // SAFETY: `own_word` points into the mapping; only this thread uses it.
+        unsafe { self.own_word(WATCHED_TAGS, slot).write(elsewhere) }
+    }
+
+    /// Forgets that a page is watched.
+    pub(crate) fn clear_watched(&mut self, address: u64) {
+        let slot = (address >> 12) as usize % WATCHED_SLOTS;
+        // SAFETY: as above.
+        if unsafe { self.own_word(WATCHED_TAGS, slot).read() } == (address & !0xfff).wrapping_neg() {
+            self.empty_slot(slot);
+        }
+    }
+
+    pub(crate) fn set_watched(&mut self, page: u64, delta: u64, granules: u64) {
+        let slot = (page >> 12) as usize % WATCHED_SLOTS;
+        // SAFETY: as above.
+        unsafe {
+            self.own_word(WATCHED_TAGS, slot).write(page.wrapping_neg());
+            self.own_word(WATCHED_DELTAS, slot).write(delta);
+            self.own_word(WATCHED_GRANULES, slot).write(granules);
+        }
+    }
+
+    /// The difference and the granules' address of a page that is watched.
+    #[must_use]
+    pub fn watched(&self, address: u64) -> Option<(u64, u64)> {
+        let slot = (address >> 12) as usize % WATCHED_SLOTS;
+        // SAFETY: as above.
+        unsafe {
+            let tag = self.own_word(WATCHED_TAGS, slot).read();
+            (tag == (address & !0xfff).wrapping_neg()).then(|| {
+                (self.own_word(WATCHED_DELTAS, slot).read(), self.own_word(WATCHED_GRANULES, slot).read())
+            })
         }
     }
 
@@ -173,7 +234,10 @@ impl View {
     }
 
     fn shared_word(&self, offset: usize) -> *mut u64 {
-        assert!(offset.is_multiple_of(8) && offset < SHARED_BYTES, "not a word of the shared block");
+        assert!(
+            offset.is_multiple_of(8) && offset < SHARED_BYTES - OWN_BYTES,
+            "not a word of the shared block"
+        );
         // SAFETY: just checked.
         unsafe { self.base.as_ptr().add(TABLE_BYTES + offset).cast() }
     }

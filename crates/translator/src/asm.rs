@@ -293,6 +293,13 @@ impl Asm {
         self.raw(&[0xf3, 0x48 | reg.high(), 0x0f, 0xae, 0xd8 | reg.low()]);
     }
 
+    /// SHRX of 64 bits.
+    pub(crate) fn shrx(&mut self, to: Reg, from: Reg, by: Reg) {
+        // VEX.LZ.F2.0F38.W1 F7 /r
+        let first = (1 - to.high()) << 7 | 0x40 | (1 - from.high()) << 5 | 2;
+        self.raw(&[0xc4, first, 0x80 | (!by.0 & 15) << 3 | 3, 0xf7, 0xc0 | to.low() << 3 | from.low()]);
+    }
+
     /// RORX of 64 bits.
     pub(crate) fn rorx(&mut self, to: Reg, from: Reg, by: u8) {
         let first = (1 - to.high()) << 7 | 0x40 | (1 - from.high()) << 5 | 3;
@@ -461,6 +468,7 @@ mod tests {
                         }
                         asm.mov(ra, rb);
                         asm.pext(ra, rb, disp);
+                        asm.shrx(ra, rb, ra);
                         asm.rorx(ra, rb, 32);
                         asm.sarx(ra, rb, ra);
                         asm.sign_extend(ra, rb);
@@ -499,6 +507,11 @@ mod tests {
                     assert_eq!(
                         (pext.memory_segment(), pext.memory_displacement64() as i64),
                         (Register::GS, i64::from(disp))
+                    );
+                    let shrx = code.next().expect("shrx");
+                    assert_eq!(
+                        (shrx.mnemonic(), shrx.op0_register(), shrx.op1_register(), shrx.op2_register()),
+                        (Mnemonic::Shrx, wa, wb, wa)
                     );
                     let rorx = code.next().expect("rorx");
                     assert_eq!(

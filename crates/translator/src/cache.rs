@@ -5,7 +5,9 @@
 //! it was translated: everybody who jumps to a block from another page, or from a table, enters where the cell is
 //! checked; jumps within a page don't check.
 //!
-//! Code memory is filled from the start; when it is full, or another table is, everything is dropped and built anew.
+//! Code memory is divided into regions that are filled in turn. When the last one is full, the blocks of the oldest are evicted; what
+//! of them is still hot is translated anew when it is met. Blocks whose code has changed are dead at once, but keep their number
+//! and their memory until their region's turn comes: stale numbers lead nowhere.
 //!
 //! Called by the run loop on the vCPU's thread, never while translated code runs; no locks.
 
@@ -17,6 +19,7 @@ use crate::raw::enter::ContextCell;
 use crate::stubs::{self, Stubs};
 use memory::{GuestMemory, RamOffset};
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use x86::address::PAGE_SIZE;
 
@@ -27,6 +30,12 @@ pub(crate) type BlockId = u32;
 const MOST_BLOCKS: usize = 1 << 19;
 /// Direct-mapped look-up by guest address.
 const LOOK_UPS: usize = 1 << 15;
+/// Most bytes of an instruction.
+pub(crate) const MAX_BYTES: usize = 15;
+/// Into how many parts code memory is divided.
+const REGIONS: usize = 8;
+/// A link's number is its block's, times this, plus which of the block's links it is.
+const MOST_LINKS: u32 = 8;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
@@ -38,6 +47,8 @@ struct Key {
 pub(crate) struct Block {
     key: Key,
     cell: u32,
+    /// Where an instruction that began on one page goes on: the first byte of the second, and that one's cell.
+    second: Option<(RamOffset, u32)>,
     /// Host addresses: of the entry that checks the cell, of the one that doesn't, and of the end.
     pub(crate) entry: u64,
     body: u64,
@@ -47,11 +58,27 @@ pub(crate) struct Block {
     bytes: Box<[u8]>,
     /// Links that lead here.
     incoming: Vec<u32>,
-    first_link: u32,
-    link_count: u32,
+    links: Box<[Link]>,
     /// Guest instructions that translated code executes.
     counted: u16,
     dead: bool,
+}
+
+impl Block {
+    /// The pieces of guest code, by place in RAM: one, or two for an instruction on two pages.
+    fn pieces(&self) -> impl Iterator<Item = (RamOffset, &[u8])> {
+        let left = (PAGE_SIZE - self.key.at.offset_in_page()) as usize;
+        let (head, tail) = self.bytes.split_at(left.min(self.bytes.len()));
+        let second = self.second.map(|(at, _)| (at, tail));
+        std::iter::once((self.key.at, head)).chain(second)
+    }
+
+    /// The granules of a page that it depends on.
+    fn granules(&self, frame: u64) -> u64 {
+        self.pieces()
+            .filter(|(at, _)| at.frame() == frame)
+            .fold(0, |all, (at, bytes)| all | memory::granules(at, bytes.len() as u64))
+    }
 }
 
 struct Link {
@@ -59,15 +86,18 @@ struct Link {
     jump: u64,
     stub: u64,
     target: u64,
-    from: BlockId,
     to: Option<BlockId>,
 }
 
 struct Cell {
     page: u64,
+    frame: u64,
+    user: bool,
     global: bool,
     large: bool,
     valid: bool,
+    /// Blocks that check it.
+    blocks: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -91,23 +121,29 @@ pub(crate) struct Place {
 pub(crate) struct Counts {
     pub(crate) translated: u64,
     pub(crate) killed: u64,
-    pub(crate) flushes: u64,
+    /// Regions whose blocks were evicted.
+    pub(crate) evictions: u64,
+    /// Blocks evicted alive.
+    pub(crate) evicted: u64,
     pub(crate) links: u64,
 }
 
 pub(crate) struct Cache {
     code: CodeMemory,
-    /// Bytes of code memory that the stubs take.
-    fixed: usize,
     pub(crate) stubs: Stubs,
     features: Features,
     blocks: Vec<Block>,
-    links: Vec<Link>,
-    by_key: HashMap<Key, BlockId>,
-    by_frame: HashMap<u64, Vec<BlockId>>,
+    /// Numbers of blocks that are evicted.
+    free: Vec<BlockId>,
+    /// The blocks in each region, dead ones too, by address; and the region that is being filled.
+    regions: [Vec<BlockId>; REGIONS],
+    filling: usize,
+    by_key: HashMap<Key, BlockId, BuildHasherDefault<KeyHasher>>,
+    by_frame: HashMap<u64, Vec<BlockId>, BuildHasherDefault<KeyHasher>>,
     look_ups: Box<[Option<LookUp>]>,
     cells: Vec<Cell>,
-    by_page: HashMap<(u64, u64, bool), u32>,
+    free_cells: Vec<u32>,
+    by_page: HashMap<(u64, u64, bool), u32, BuildHasherDefault<KeyHasher>>,
     /// Cells that are valid.
     valid: Vec<u32>,
     /// Changes of code that may have run: the thread has to serialize before it runs on.
@@ -119,18 +155,21 @@ impl Cache {
     pub(crate) fn new(features: Features, bytes: usize, avx: bool, xsaveopt: bool) -> io::Result<Self> {
         let mut code = CodeMemory::new(bytes)?;
         let stubs = stubs::write(&mut code, avx, xsaveopt);
+        code.divide(REGIONS);
         Ok(Self {
-            fixed: code.used(),
             code,
             stubs,
             features,
             blocks: Vec::new(),
-            links: Vec::new(),
-            by_key: HashMap::new(),
-            by_frame: HashMap::new(),
+            free: Vec::new(),
+            regions: Default::default(),
+            filling: 0,
+            by_key: HashMap::default(),
+            by_frame: HashMap::default(),
             look_ups: vec![None; LOOK_UPS].into_boxed_slice(),
             cells: Vec::new(),
-            by_page: HashMap::new(),
+            free_cells: Vec::new(),
+            by_page: HashMap::default(),
             valid: Vec::new(),
             patched: false,
             counts: Counts::default(),
@@ -152,46 +191,79 @@ impl Cache {
             return None;
         }
         let block = &self.blocks[found.block as usize];
-        (!block.dead && self.cells[block.cell as usize].valid).then_some(found.block)
+        let valid = |cell: u32| self.cells[cell as usize].valid;
+        let mapped = valid(block.cell) && block.second.is_none_or(|(_, cell)| valid(cell));
+        (!block.dead && mapped).then_some(found.block)
     }
 
-    /// The block for code that lies at `place` now; its page's cell is valid afterwards.
+    /// Whether the block for code that lies at `place` now, if there is one, goes on on the next page.
+    pub(crate) fn is_straddling(&self, rip: u64, mode: Mode, place: Place) -> bool {
+        self.by_key
+            .get(&Key { rip, at: place.at, mode })
+            .is_some_and(|&id| self.blocks[id as usize].second.is_some())
+    }
+
+    /// The block for code that lies at `place` now, and goes on at `second` if it does; the cells are valid afterwards.
     pub(crate) fn find_at(
         &mut self,
         rip: u64,
         mode: Mode,
         place: Place,
+        second: Option<Place>,
         context: &mut ContextCell,
     ) -> Option<BlockId> {
         let id = *self.by_key.get(&Key { rip, at: place.at, mode })?;
-        self.vouch(self.blocks[id as usize].cell, place, context);
+        let block = &self.blocks[id as usize];
+        let (cell, other) = (block.cell, block.second);
+        match (other, second) {
+            (None, _) => {}
+            (Some((at, cell)), Some(now)) if at == now.at => self.vouch(cell, now, context),
+            _ => {
+                self.kill(id);
+                return None;
+            }
+        }
+        self.vouch(cell, place, context);
         self.look_ups[slot(rip)] = Some(LookUp { rip, mode, block: id });
         Some(id)
     }
 
-    /// Translates the code at `place`. `None`: it can't be, or changes at the moment.
+    /// Translates the code at `place`, which goes on at `second` where that is given: then only one instruction, which lies on both
+    /// pages. `None`: it can't be, or changes at the moment.
     pub(crate) fn translate(
         &mut self,
         rip: u64,
         mode: Mode,
         place: Place,
+        second: Option<Place>,
         memory: &GuestMemory,
         context: &mut ContextCell,
     ) -> Option<BlockId> {
         let left = (PAGE_SIZE - place.at.offset_in_page()) as usize;
-        let mut page = [0; PAGE_SIZE as usize];
-        let bytes = &mut page[..left];
-        memory.load_bytes(place.at, bytes);
-        let made = self.make(rip, mode, place, bytes, context)?;
-        // From here on writes are noticed; those before have to be found.
-        memory.mark_derived(place.at, u64::from(made.len));
-        let mut now = [0; PAGE_SIZE as usize];
-        let now = &mut now[..usize::from(made.len)];
-        memory.load_bytes(place.at, now);
-        if *now != bytes[..usize::from(made.len)] {
+        let mut before = [0; PAGE_SIZE as usize];
+        let mut len = left;
+        if let Some(second) = second {
+            len = left.min(MAX_BYTES) + MAX_BYTES;
+            load(memory, place.at, Some(second.at), &mut before[..len]);
+        } else {
+            memory.load_bytes(place.at, &mut before[..left]);
+        }
+        let made = self.make(rip, mode, place, second, &before[..len], context)?;
+        len = usize::from(made.len);
+        if second.is_some() && len <= left {
             return None;
         }
-        Some(self.insert(rip, mode, place, now, made, context))
+        // From here on writes are noticed; those before have to be found.
+        memory.mark_granules(place.at, memory::granules(place.at, len.min(left) as u64));
+        if let Some(second) = second {
+            memory.mark_granules(second.at, memory::granules(second.at, (len - left) as u64));
+        }
+        let mut now = [0; PAGE_SIZE as usize];
+        load(memory, place.at, second.map(|second| second.at), &mut now[..len]);
+        if now[..len] != before[..len] {
+            return None;
+        }
+        Some(self.insert(rip, mode, place, second, &now[..len], made, context))
     }
 
     fn make(
@@ -199,14 +271,20 @@ impl Cache {
         rip: u64,
         mode: Mode,
         place: Place,
+        second: Option<Place>,
         bytes: &[u8],
         context: &mut ContextCell,
     ) -> Option<Translation> {
-        if self.blocks.len() >= MOST_BLOCKS {
-            self.flush(context);
-        }
         for _ in 0..2 {
+            if self.free.is_empty() && self.blocks.len() >= MOST_BLOCKS {
+                self.evict(context);
+            }
             let cell = self.cell(rip, mode, place, context);
+            // The second must not take the first one's number, which is no block's yet.
+            self.cells[cell as usize].blocks += 1;
+            let second_cell = second.map(|second| self.cell(next_page(rip, mode), mode, second, context));
+            self.cells[cell as usize].blocks -= 1;
+            let block = self.next_id();
             let made = emit::translate(&Request {
                 bytes,
                 rip,
@@ -214,65 +292,105 @@ impl Cache {
                 stubs: &self.stubs,
                 base: self.code.next(),
                 cell,
-                block: self.blocks.len() as u32,
-                first_link: self.links.len() as u32,
+                second_cell,
+                block,
+                first_link: block * MOST_LINKS,
                 features: self.features,
             })?;
+            if made.links.len() > MOST_LINKS as usize {
+                return None;
+            }
             if made.code.len() + 64 <= self.code.free() {
                 return Some(made);
             }
-            self.flush(context);
+            self.evict(context);
         }
         None
     }
 
+    fn next_id(&self) -> BlockId {
+        self.free.last().copied().unwrap_or(self.blocks.len() as BlockId)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "all that a block is made of")]
     fn insert(
         &mut self,
         rip: u64,
         mode: Mode,
         place: Place,
+        second: Option<Place>,
         bytes: &[u8],
         made: Translation,
         context: &mut ContextCell,
     ) -> BlockId {
-        let id = self.blocks.len() as BlockId;
-        let base = self.code.next();
+        let key = Key { rip, at: place.at, mode };
+        if let Some(&old) = self.by_key.get(&key) {
+            self.kill(old);
+        }
         let cell = self.cell(rip, mode, place, context);
+        let second = second.map(|second| (second, self.cell(next_page(rip, mode), mode, second, context)));
+        let id = self.next_id();
+        let base = self.code.next();
         let appended = self.code.append(&made.code);
         assert!(appended, "`make` left room");
         // The memory may have been run with other code in it.
         self.patched = true;
-        let first_link = self.links.len() as u32;
-        for site in &made.links {
-            self.links.push(Link {
-                jump: base + u64::from(site.jump),
-                stub: base + u64::from(site.stub),
-                target: site.target,
-                from: id,
-                to: None,
-            });
-        }
-        let key = Key { rip, at: place.at, mode };
-        self.blocks.push(Block {
+        let links = made.links.iter().map(|site| Link {
+            jump: base + u64::from(site.jump),
+            stub: base + u64::from(site.stub),
+            target: site.target,
+            to: None,
+        });
+        let block = Block {
             key,
             cell,
+            second: second.map(|(second, cell)| (second.at, cell)),
             entry: base,
             body: base + u64::from(made.body),
             end: base + made.code.len() as u64,
+            links: links.collect(),
             marks: made.marks.into_boxed_slice(),
             bytes: bytes.into(),
             incoming: Vec::new(),
-            first_link,
-            link_count: made.links.len() as u32,
             counted: made.instructions - u16::from(made.ends_interpreted),
             dead: false,
-        });
+        };
+        if self.free.pop().is_some() {
+            self.blocks[id as usize] = block;
+        } else {
+            self.blocks.push(block);
+        }
+        self.regions[self.filling].push(id);
         self.by_key.insert(key, id);
         self.by_frame.entry(place.at.frame()).or_default().push(id);
+        self.cells[cell as usize].blocks += 1;
+        if let Some((second, cell)) = second {
+            if second.at.frame() != place.at.frame() {
+                self.by_frame.entry(second.at.frame()).or_default().push(id);
+            }
+            self.cells[cell as usize].blocks += 1;
+            self.vouch(cell, second, context);
+        }
         self.look_ups[slot(rip)] = Some(LookUp { rip, mode, block: id });
         self.counts.translated += 1;
         self.vouch(cell, place, context);
         id
+    }
+
+    /// Makes room: goes on to the region that was filled longest ago, whose blocks go.
+    fn evict(&mut self, context: &mut ContextCell) {
+        self.filling = (self.filling + 1) % REGIONS;
+        for id in std::mem::take(&mut self.regions[self.filling]) {
+            if !self.blocks[id as usize].dead {
+                self.counts.evicted += 1;
+                self.kill(id);
+            }
+            self.forget_target(id, context);
+            self.free.push(id);
+        }
+        self.code.refill(self.filling);
+        self.patched = true;
+        self.counts.evictions += 1;
     }
 
     /// The cell of a page.
@@ -282,13 +400,44 @@ impl Cache {
         if let Some(&cell) = self.by_page.get(&key) {
             return cell;
         }
-        if self.cells.len() == CELL_COUNT {
-            self.flush(context);
+        if self.free_cells.is_empty() && self.cells.len() == CELL_COUNT {
+            self.free_unused_cells(context);
+            while self.free_cells.is_empty() {
+                self.evict(context);
+                self.free_unused_cells(context);
+            }
         }
-        let cell = self.cells.len() as u32;
-        self.cells.push(Cell { page, global: place.global, large: place.large, valid: false });
+        let fresh = Cell {
+            page,
+            frame: place.at.frame(),
+            user: mode.user,
+            global: place.global,
+            large: place.large,
+            valid: false,
+            blocks: 0,
+        };
+        let cell = if let Some(cell) = self.free_cells.pop() {
+            self.cells[cell as usize] = fresh;
+            cell
+        } else {
+            self.cells.push(fresh);
+            self.cells.len() as u32 - 1
+        };
         self.by_page.insert(key, cell);
         cell
+    }
+
+    fn free_unused_cells(&mut self, context: &mut ContextCell) {
+        for (index, cell) in self.cells.iter_mut().enumerate() {
+            if cell.blocks == 0 {
+                cell.valid = false;
+                context.set_half(CELLS, index, 0);
+                self.by_page.remove(&(cell.page, cell.frame, cell.user));
+                self.free_cells.push(index as u32);
+            }
+        }
+        let cells = &self.cells;
+        self.valid.retain(|&cell| cells[cell as usize].valid);
     }
 
     fn vouch(&mut self, cell: u32, place: Place, context: &mut ContextCell) {
@@ -317,8 +466,9 @@ impl Cache {
 
     /// Patches a link to lead to a block.
     pub(crate) fn link(&mut self, link: u32, to: BlockId) {
-        let Some(entry) = self.links.get(link as usize) else { return };
-        let (from, block) = (&self.blocks[entry.from as usize], &self.blocks[to as usize]);
+        let (source, index) = (link / MOST_LINKS, (link % MOST_LINKS) as usize);
+        let (from, block) = (&self.blocks[source as usize], &self.blocks[to as usize]);
+        let Some(entry) = from.links.get(index) else { return };
         if from.dead
             || block.dead
             || entry.to.is_some()
@@ -332,14 +482,14 @@ impl Cache {
         let target = if same_page { block.body } else { block.entry };
         let jump = entry.jump;
         self.patch_jump(jump, target);
-        self.links[link as usize].to = Some(to);
+        self.blocks[source as usize].links[index].to = Some(to);
         self.blocks[to as usize].incoming.push(link);
         self.counts.links += 1;
     }
 
     /// The guest address that a link leads to.
     pub(crate) fn link_target(&self, link: u32) -> u64 {
-        self.links[link as usize].target
+        self.blocks[(link / MOST_LINKS) as usize].links[(link % MOST_LINKS) as usize].target
     }
 
     fn patch_jump(&mut self, jump: u64, target: u64) {
@@ -348,26 +498,39 @@ impl Cache {
         self.patched = true;
     }
 
-    /// After writes to pages of RAM: drops the blocks whose code isn't what it was.
-    pub(crate) fn check_frame(&mut self, frame: u64, memory: &GuestMemory) {
-        let Some(blocks) = self.by_frame.get(&frame) else { return };
+    /// After writes to a page of RAM: drops the blocks whose code isn't what it was, and gives their addresses to `gone`. The
+    /// granules that those that stay depend on are marked; gives them.
+    pub(crate) fn check_frame(&mut self, frame: u64, memory: &GuestMemory, mut gone: impl FnMut(u64)) -> u64 {
+        let Some(blocks) = self.by_frame.get(&frame) else { return 0 };
+        let at = RamOffset(frame * PAGE_SIZE);
+        // The marks may have been taken back.
+        let held = blocks.iter().fold(0, |all, &id| all | self.blocks[id as usize].granules(frame));
+        memory.mark_granules(at, held);
         let mut now = [0; PAGE_SIZE as usize];
-        memory.load_bytes(RamOffset(frame * PAGE_SIZE), &mut now);
+        memory.load_bytes(at, &mut now);
         let changed = |block: &Block| {
-            let from = block.key.at.offset_in_page() as usize;
-            now[from..from + block.bytes.len()] != *block.bytes
+            block.pieces().filter(|(at, _)| at.frame() == frame).any(|(at, bytes)| {
+                let from = at.offset_in_page() as usize;
+                now[from..from + bytes.len()] != *bytes
+            })
         };
-        let gone: Vec<_> = blocks.iter().copied().filter(|&id| changed(&self.blocks[id as usize])).collect();
-        for id in gone {
+        let (old, stay): (Vec<_>, Vec<_>) =
+            blocks.iter().copied().partition(|&id| changed(&self.blocks[id as usize]));
+        if old.is_empty() {
+            return held;
+        }
+        for id in old {
+            gone(self.blocks[id as usize].key.rip);
             self.kill(id);
         }
+        stay.iter().fold(0, |all, &id| all | self.blocks[id as usize].granules(frame))
     }
 
     /// The same for all pages.
-    pub(crate) fn check_all(&mut self, memory: &GuestMemory) {
+    pub(crate) fn check_all(&mut self, memory: &GuestMemory, mut gone: impl FnMut(u64)) {
         let frames: Vec<_> = self.by_frame.keys().copied().collect();
         for frame in frames {
-            self.check_frame(frame, memory);
+            self.check_frame(frame, memory, &mut gone);
         }
     }
 
@@ -378,25 +541,45 @@ impl Cache {
             return;
         }
         self.counts.killed += 1;
-        let (key, entry) = (block.key, block.entry);
+        let (key, entry, cell, second) = (block.key, block.entry, block.cell, block.second);
         let incoming = std::mem::take(&mut block.incoming);
+        let outgoing: Vec<_> = block.links.iter_mut().map(|link| link.to.take()).collect();
         for link in incoming {
-            let entry = &mut self.links[link as usize];
+            let from = &mut self.blocks[(link / MOST_LINKS) as usize];
+            let entry = &mut from.links[(link % MOST_LINKS) as usize];
             if entry.to.take().is_some() {
                 let (jump, stub) = (entry.jump, entry.stub);
                 self.patch_jump(jump, stub);
             }
         }
+        for (index, to) in outgoing.into_iter().enumerate() {
+            let link = id * MOST_LINKS + index as u32;
+            if let Some(to) = to {
+                self.blocks[to as usize].incoming.retain(|&other| other != link);
+            }
+        }
         // The table of indirect targets may have its entry: there it leaves as if the page were in doubt.
         self.patch_entry(entry);
         self.by_key.remove(&key);
-        if let Some(blocks) = self.by_frame.get_mut(&key.at.frame()) {
-            blocks.retain(|&other| other != id);
+        self.cells[cell as usize].blocks -= 1;
+        self.leave_frame(key.at.frame(), id);
+        if let Some((at, cell)) = second {
+            self.cells[cell as usize].blocks -= 1;
+            self.leave_frame(at.frame(), id);
         }
         if let Some(found) = self.look_ups[slot(key.rip)]
             && found.block == id
         {
             self.look_ups[slot(key.rip)] = None;
+        }
+    }
+
+    fn leave_frame(&mut self, frame: u64, id: BlockId) {
+        if let Some(blocks) = self.by_frame.get_mut(&frame) {
+            blocks.retain(|&other| other != id);
+            if blocks.is_empty() {
+                self.by_frame.remove(&frame);
+            }
         }
     }
 
@@ -409,14 +592,16 @@ impl Cache {
 
     /// Which guest instruction a host address in code memory belongs to.
     pub(crate) fn locate(&self, host: u64) -> Option<(BlockId, u64)> {
-        let index = self.blocks.partition_point(|block| block.entry <= host).checked_sub(1)?;
-        let block = &self.blocks[index];
+        let region = self.regions.get(self.code.region_of(host)?)?;
+        let index = region.partition_point(|&id| self.blocks[id as usize].entry <= host).checked_sub(1)?;
+        let id = region[index];
+        let block = &self.blocks[id as usize];
         if host >= block.end {
             return None;
         }
         let offset = (host - block.entry) as u32;
         let mark = block.marks.partition_point(|mark| mark.host <= offset).checked_sub(1)?;
-        Some((index as BlockId, block.key.rip.wrapping_add(u64::from(block.marks[mark].guest))))
+        Some((id, block.key.rip.wrapping_add(u64::from(block.marks[mark].guest))))
     }
 
     /// How many of a block's instructions that are counted come at or after `rip`.
@@ -449,30 +634,19 @@ impl Cache {
         self.blocks.get(id as usize).map(|block| block.key.rip)
     }
 
-    /// Drops everything.
-    pub(crate) fn flush(&mut self, context: &mut ContextCell) {
-        self.code.truncate(self.fixed);
-        self.blocks.clear();
-        self.links.clear();
-        self.by_key.clear();
-        self.by_frame.clear();
-        self.look_ups.fill(None);
-        self.doubt(context, |_| true);
-        self.cells.clear();
-        self.by_page.clear();
-        self.patched = true;
-        self.counts.flushes += 1;
-        for user in [false, true] {
-            self.forget_targets(user, context);
-        }
-    }
-
     /// Empties a table of indirect targets.
     pub(crate) fn forget_targets(&self, user: bool, context: &mut ContextCell) {
         for index in 0..context::TARGET_SLOTS {
-            // An address that belongs into another slot is never found here.
-            let elsewhere = index as u64 ^ 1;
-            context.set_word(context::target_tags(user), index, elsewhere.wrapping_neg());
+            context.set_word(context::target_tags(user), index, elsewhere(index));
+        }
+    }
+
+    /// Takes a block's memory out of the table of indirect targets.
+    fn forget_target(&self, id: BlockId, context: &mut ContextCell) {
+        let (key, entry) = (self.blocks[id as usize].key, self.blocks[id as usize].entry);
+        let (user, index) = (key.mode.user, key.rip as usize & (context::TARGET_SLOTS - 1));
+        if context.word(context::target_hosts(user), index) == entry {
+            context.set_word(context::target_tags(user), index, elsewhere(index));
         }
     }
 
@@ -492,15 +666,15 @@ impl Cache {
         (&block.bytes[from..], block.key.mode.long)
     }
 
-    /// Code bytes in use.
+    /// Code bytes of the stubs and of blocks that aren't evicted.
     pub(crate) fn used(&self) -> usize {
-        self.code.used()
+        let bytes = |&id: &BlockId| self.blocks[id as usize].end - self.blocks[id as usize].entry;
+        self.code.kept() + self.regions.iter().flatten().map(bytes).sum::<u64>() as usize
     }
 
     /// Guest and host code of a block, for people.
     pub(crate) fn listing(&self, id: BlockId) -> String {
         let block = &self.blocks[id as usize];
-        let links = block.first_link as usize..(block.first_link + block.link_count) as usize;
         listing(&Listed {
             bytes: &block.bytes,
             rip: block.key.rip,
@@ -508,9 +682,54 @@ impl Cache {
             code: &self.code.read(block.entry, (block.end - block.entry) as usize),
             base: block.entry,
             marks: &block.marks,
-            links: self.links[links].iter().map(|link| (link.stub - block.entry) as u32).min(),
+            links: block.links.iter().map(|link| (link.stub - block.entry) as u32).min(),
             stubs: &self.stubs,
         })
+    }
+}
+
+/// A hasher for addresses: multiplications. A guest that makes them collide slows itself down.
+#[derive(Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(byte.into());
+        }
+    }
+    fn write_u8(&mut self, value: u8) {
+        self.write_u64(value.into());
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn write_isize(&mut self, value: isize) {
+        self.write_u64(value as u64);
+    }
+}
+
+/// A tag for a slot of the tables of indirect targets that is never found: an address that belongs into another slot.
+fn elsewhere(index: usize) -> u64 {
+    (index as u64 ^ 1).wrapping_neg()
+}
+
+/// The page after that of `rip`.
+pub(crate) fn next_page(rip: u64, mode: Mode) -> u64 {
+    let next = (rip | (PAGE_SIZE - 1)).wrapping_add(1);
+    if mode.long { next } else { next & 0xffff_ffff }
+}
+
+/// Reads code at `at`, from the end of its page on at `second`.
+fn load(memory: &GuestMemory, at: RamOffset, second: Option<RamOffset>, into: &mut [u8]) {
+    let left = (PAGE_SIZE - at.offset_in_page()) as usize;
+    let (head, tail) = into.split_at_mut(left.min(into.len()));
+    memory.load_bytes(at, head);
+    if let Some(second) = second {
+        memory.load_bytes(second, tail);
     }
 }
 

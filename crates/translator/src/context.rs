@@ -3,7 +3,7 @@
 //! It is the [`shadow::Shared`] block, which ends where the host's GS base points while translated code runs, so each
 //! field has a fixed displacement from GS: [`gs`] of its offset in the block. One vCPU's thread uses it; no locks.
 
-use shadow::SHARED_BYTES;
+use shadow::{OWN_BYTES, SHARED_BYTES};
 use std::mem::offset_of;
 
 /// What translated code needs at fixed places. All fields are plain data.
@@ -39,8 +39,9 @@ pub(crate) struct Context {
     pub(crate) r11: u64,
     /// The guest instruction of the last RET, as a block's number and an offset in it.
     pub(crate) last_return: u64,
-    /// Host address of `fill`, and what it is called with.
+    /// Host address of `fill`, and what it is called with: for a store, how many bytes.
     pub(crate) fill: u64,
+    pub(crate) fill_bytes: u64,
     pub(crate) vcpu: u64,
     /// What `fill` returned.
     pub(crate) filled: u64,
@@ -56,6 +57,12 @@ pub(crate) struct Context {
     pub(crate) cross_masks: [u64; 6],
     /// 0xfff.
     pub(crate) offset_mask: u64,
+    /// All other bits.
+    pub(crate) outside_mask: u64,
+    /// Masks that make a slot of the view's watched pages, and a granule's number in its page; and 1.
+    pub(crate) watched_mask: u64,
+    pub(crate) granule_mask: u64,
+    pub(crate) one: u64,
     /// Bit 63.
     pub(crate) sign_mask: u64,
     /// What is left of the instruction budget.
@@ -119,11 +126,18 @@ pub(crate) const fn target_hosts(user: bool) -> usize {
 }
 
 const _: () = assert!(size_of::<Context>() <= XSAVE);
-const _: () = assert!(CELLS + 4 * CELL_COUNT <= TARGETS && target_hosts(true) + TABLE_BYTES <= SHARED_BYTES);
+const _: () = assert!(
+    CELLS + 4 * CELL_COUNT <= TARGETS && target_hosts(true) + TABLE_BYTES <= SHARED_BYTES - OWN_BYTES
+);
 
 /// The displacement from GS of an offset in the shared block.
 pub(crate) const fn gs(offset: usize) -> i32 {
     offset as i32 - SHARED_BYTES as i32
+}
+
+/// The displacement of an offset in the view's own bytes.
+pub(crate) const fn own(offset: usize) -> i32 {
+    offset as i32 - OWN_BYTES as i32
 }
 
 /// The displacement of guest register `index`.
@@ -198,8 +212,8 @@ const fn size_of_field<T>(_: fn(&Context) -> &T) -> usize {
 }
 
 /// Offset, size and name of each field.
-static FIELDS: [(usize, usize, &str); 42] = fields! {
-    gpr flags system_flags alignment_flag interrupt_flag calm proceed host_rsp stack_base target reason argument r10 r11 last_return fill vcpu filled cross_size saved bounce page_mask cross_masks offset_mask sign_mask left target_mask segment_base tsc_offset kernel_gs_base tsc_aux selectors control after_sti popf_mask interrupt_mask bit_masks views vector_ready vector_saved xsave_mask host_mxcsr
+static FIELDS: [(usize, usize, &str); 47] = fields! {
+    gpr flags system_flags alignment_flag interrupt_flag calm proceed host_rsp stack_base target reason argument r10 r11 last_return fill fill_bytes vcpu filled cross_size saved bounce page_mask cross_masks offset_mask outside_mask watched_mask granule_mask one sign_mask left target_mask segment_base tsc_offset kernel_gs_base tsc_aux selectors control after_sti popf_mask interrupt_mask bit_masks views vector_ready vector_saved xsave_mask host_mxcsr
 };
 
 macro_rules! field {

@@ -83,11 +83,12 @@ impl Fallbacks {
 impl Counts {
     /// Everything but what only the run loop's owner knows.
     pub(crate) fn counters(&self, cache: &cache::Cache, into: &mut Counters) {
-        let cache::Counts { translated, killed, flushes, links } = cache.counts;
+        let cache::Counts { translated, killed, evictions, evicted, links } = cache.counts;
         into.add("blocks", "translated", translated);
         into.add("blocks", "killed", killed);
         into.add("blocks", "links", links);
-        into.add("blocks", "cache_flushes", flushes);
+        into.add("blocks", "evicted", evicted);
+        into.add("blocks", "evictions", evictions);
         into.add("blocks", "code_bytes", cache.used() as u64);
         into.add("entries", "translated", self.entries);
         into.add("entries", "interpreted", self.interpreted);

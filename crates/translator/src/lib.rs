@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `vcpu` | the run loop |
 //! | `cache` | translated blocks, links, look-ups, invalidation |
+//! | `heat` | when code is worth a translation, and when marks are in the way |
 //! | `emit` | from guest instructions to host code |
 //! | `stubs` | ways in and out, what translated code calls |
 //! | `context` | what translated code and Rust share |
@@ -27,6 +28,7 @@ mod cache;
 mod context;
 mod counts;
 mod emit;
+mod heat;
 mod listing;
 mod raw;
 mod stubs;

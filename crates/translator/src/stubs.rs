@@ -6,9 +6,10 @@
 pub(crate) mod string;
 
 use crate::asm::*;
-use crate::context::{Context, XSAVE, field, gpr, gs};
+use crate::context::{Context, XSAVE, field, gpr, gs, own};
 use crate::emit::host;
 use crate::raw::code::CodeMemory;
+use shadow::{WATCHED_DELTAS, WATCHED_GRANULES, WATCHED_TAGS};
 use std::mem::offset_of;
 
 /// Why translated code left.
@@ -71,6 +72,9 @@ pub(crate) struct Stubs {
     pub(crate) cross: [u64; 2],
     /// The same in 32-bit code, whose addresses wrap: crossing accesses are the reference's.
     pub(crate) cross_narrow: u64,
+    /// Called with the address in R11 of a store of at most 1 << n bytes in one page, where the view has no entry for it: returns
+    /// in RCX what is to be added to the address, for this store only, or leaves.
+    pub(crate) store: [u64; 7],
     /// Called where an instruction is for the reference engine. Doesn't return.
     pub(crate) interpret: u64,
     /// The signal handler's.
@@ -93,6 +97,7 @@ impl Stubs {
             look_up_return,
             fill_read,
             fill_write,
+            store,
             cross,
             cross_narrow,
             interpret,
@@ -101,6 +106,7 @@ impl Stubs {
             bottom,
             strings,
         } = *self;
+        let store_names = ["store.1", "store.2", "store.4", "store.8", "store.16", "store.32", "store.64"];
         let mut names = vec![
             (enter, "enter"),
             (exit, "exit"),
@@ -119,6 +125,7 @@ impl Stubs {
             (bottom[1], "bottom.user"),
         ];
         names.extend(string::names(&strings));
+        names.extend(store.into_iter().zip(store_names));
         names
     }
 }
@@ -163,9 +170,9 @@ fn put_vector_away(asm: &mut Asm, optimized: bool) -> Hole8 {
     let none = asm.jrcxz();
     load_xsave_mask(asm);
     if optimized {
-        asm.xsaveopt(gs(XSAVE))
+        asm.xsaveopt(gs(XSAVE));
     } else {
-        asm.xsave(gs(XSAVE))
+        asm.xsave(gs(XSAVE));
     }
     asm.store_immediate(Size::B8, Mem::Gs(field!(vector_ready)), 0);
     asm.store_immediate(Size::B8, Mem::Gs(field!(vector_saved)), 1);
@@ -181,6 +188,8 @@ pub(crate) enum Want {
     Read,
     /// One for writes.
     Write,
+    /// What has to be added to the address for one store of `fill_bytes`.
+    Store,
     /// A way to read bytes that cross into the next page.
     CrossingRead,
     /// A way to write them.
@@ -319,6 +328,7 @@ pub(crate) fn write(code: &mut CodeMemory, avx: bool, xsaveopt: bool) -> Stubs {
         assert!(asm.fill(equal));
         asm.ret();
     }
+    write_stores(&mut asm, &mut stubs, vzeroupper, xsaveopt);
 
     stubs.cross_narrow = asm.here();
     asm.pext(RCX, R11, field!(offset_mask));
@@ -363,6 +373,49 @@ pub(crate) fn write(code: &mut CodeMemory, avx: bool, xsaveopt: bool) -> Stubs {
 
     assert!(code.append(asm.bytes()), "code memory holds at least the stubs");
     stubs
+}
+
+/// The stubs for stores to pages without an entry: see [`Stubs::store`]. RCX is free, R10 and R11 are kept. Where the page is watched
+/// and none of the granules is marked, they say what to add; else they ask Rust.
+fn write_stores(asm: &mut Asm, stubs: &mut Stubs, vzeroupper: &[u8], xsaveopt: bool) {
+    let slow = call_rust(asm, Want::Store, vzeroupper, xsaveopt);
+    for exponent in 0..stubs.store.len() {
+        let bytes = 1 << exponent;
+        stubs.store[exponent] = asm.here();
+        asm.store_gs(field!(r10), R10);
+        asm.store_gs(gpr(0), RAX);
+        asm.pext(RAX, R11, field!(watched_mask));
+        // R10: the address's offset in the page that is watched.
+        asm.load(Size::B8, RCX, Mem::GsTable(RAX, own(WATCHED_TAGS)));
+        asm.lea(R10, Mem::sum(RCX, R11));
+        asm.pext(RCX, R10, field!(outside_mask));
+        let found = asm.jrcxz();
+        let miss = asm.here();
+        asm.load_gs(R10, field!(r10));
+        asm.load_gs(RAX, gpr(0));
+        asm.store_immediate(Size::B8, Mem::Gs(field!(fill_bytes)), bytes);
+        asm.jump(slow);
+        assert!(asm.fill(found));
+        asm.load(Size::B8, RCX, Mem::GsTable(RAX, own(WATCHED_GRANULES)));
+        asm.load(Size::B8, RCX, Mem::near(RCX, 0));
+        // The bits of the first byte's granule and of the last one's.
+        asm.pext(RAX, R10, field!(granule_mask));
+        asm.shrx(RAX, RCX, RAX);
+        asm.pext(RAX, RAX, field!(one));
+        asm.lea(R10, Mem::near(R10, bytes - 1));
+        asm.pext(R10, R10, field!(granule_mask));
+        asm.shrx(RCX, RCX, R10);
+        asm.pext(RCX, RCX, field!(one));
+        asm.lea(RCX, Mem::sum(RCX, RAX));
+        let clear = asm.jrcxz();
+        asm.jump(miss);
+        assert!(asm.fill(clear));
+        asm.pext(RAX, R11, field!(watched_mask));
+        asm.load(Size::B8, RCX, Mem::GsTable(RAX, own(WATCHED_DELTAS)));
+        asm.load_gs(RAX, gpr(0));
+        asm.load_gs(R10, field!(r10));
+        asm.ret();
+    }
 }
 
 /// Jumps to the translation of the guest address in R11 if the table has it, else to `unknown`. Uses RCX and R10.

@@ -3,10 +3,11 @@
 //! Code that is met for the first few times is interpreted; code that is met again is translated. Between two entries of translated
 //! code everything architectural is in the reference's [`Core`], so that anything may be left to it at any time.
 
-use crate::cache::{BlockId, Cache, Place};
+use crate::cache::{BlockId, Cache, MAX_BYTES, Place, next_page};
 use crate::context::{Context, XSAVE};
 use crate::counts::{Counts, Fallbacks};
 use crate::emit::{Features, Mode, VectorLevel};
+use crate::heat::{Heat, Rewritten};
 use crate::listing::Dump;
 use crate::raw::enter::{self, ContextCell};
 use crate::raw::fill::Filler;
@@ -26,7 +27,6 @@ use x86::{CpuState, Rflags};
 
 /// No instruction's address.
 const NOWHERE: u64 = 1 << 63;
-const HEAT_SLOTS: usize = 1 << 16;
 /// Faults in a row without any instruction completing before a run comes back.
 const MOST_STUCK: u32 = 1000;
 
@@ -39,7 +39,8 @@ pub(crate) struct TranslatedVcpu {
     memory: GuestMemory,
     writer: Arc<DirectWriter>,
     kicker: Kicker,
-    heat: Box<[u8]>,
+    heat: Heat,
+    rewritten: Rewritten,
     /// Position in the memory's log of first marks up to which the views know them.
     marks_seen: u64,
     /// Epoch of the memory up to which blocks have been checked.
@@ -54,8 +55,6 @@ pub(crate) struct TranslatedVcpu {
     left: Option<u64>,
     /// Instructions that translated code has counted.
     translated: u64,
-    /// Code is translated when it is met for this many times.
-    hot: u8,
     dump: Option<Dump>,
 }
 
@@ -88,6 +87,10 @@ impl TranslatedVcpu {
         fixed.stack_base = stack.start();
         fixed.page_mask = 0x0000_ffff_ffff_f000;
         fixed.offset_mask = 0xfff;
+        fixed.outside_mask = !0xfff;
+        fixed.watched_mask = (shadow::WATCHED_SLOTS as u64 - 1) << 12;
+        fixed.granule_mask = 0xfff & !(memory::GRANULE - 1);
+        fixed.one = 1;
         fixed.sign_mask = 1 << 63;
         let untouched = Rflags::all() - (Rflags::ARITHMETIC | Rflags::DF | Rflags::IF | Rflags::ONE);
         fixed.popf_mask = untouched.bits();
@@ -107,7 +110,8 @@ impl TranslatedVcpu {
             memory,
             writer,
             kicker,
-            heat: vec![0; HEAT_SLOTS].into_boxed_slice(),
+            heat: Heat::new(options.hot),
+            rewritten: Rewritten::new(),
             marks_seen,
             writes_seen,
             vector_away: false,
@@ -119,7 +123,6 @@ impl TranslatedVcpu {
             },
             left: None,
             translated: 0,
-            hot: options.hot.max(1),
             dump: options.dump.clone(),
         })
     }
@@ -262,26 +265,26 @@ impl TranslatedVcpu {
         if let Some(block) = self.cache.find(rip, mode) {
             return Some(block);
         }
-        let heat = &mut self.heat[(rip ^ rip >> 16) as usize % HEAT_SLOTS];
-        let place = {
-            let mapping = self.filler.core.map_code(rip, io)?;
-            Place {
-                at: RamOffset(mapping.ram.0 + (rip & 0xfff)),
-                global: mapping.global,
-                large: mapping.large,
-            }
-        };
-        if let Some(block) = self.cache.find_at(rip, mode, place, &mut self.context) {
-            return Some(block);
-        }
-        *heat = heat.saturating_add(1);
-        if *heat < self.hot {
+        // Code that is translated is hot, unless it shares its slot with something else; so no walk for cold code.
+        if !self.heat.meet(rip) {
             return None;
         }
-        let block = self.cache.translate(rip, mode, place, &self.memory, &mut self.context);
+        let place = self.place(rip, io)?;
+        let second = if self.cache.is_straddling(rip, mode, place) {
+            Some(self.place_after(rip, mode, io)?)
+        } else {
+            None
+        };
+        if let Some(block) = self.cache.find_at(rip, mode, place, second, &mut self.context) {
+            return Some(block);
+        }
+        let mut block = self.cache.translate(rip, mode, place, None, &self.memory, &mut self.context);
+        if block.is_none() && self.goes_on(mode, place) {
+            let second = self.place_after(rip, mode, io)?;
+            block = self.cache.translate(rip, mode, place, Some(second), &self.memory, &mut self.context);
+        }
         if block.is_none() {
-            // Not for a while.
-            self.heat[(rip ^ rip >> 16) as usize % HEAT_SLOTS] = 0;
+            self.heat.cool(rip);
             if let Some(fallbacks) = &mut self.counts.fallbacks {
                 let mut bytes = [0; 15];
                 let len = bytes.len().min((0x1000 - place.at.offset_in_page()) as usize);
@@ -299,6 +302,34 @@ impl TranslatedVcpu {
         // Bytes may have been marked, which the views have to know.
         self.catch_up();
         block.filter(|&id| self.cache.find(rip, mode) == Some(id))
+    }
+
+    fn place(&mut self, rip: u64, io: &mut Watched<'_>) -> Option<Place> {
+        let mapping = self.filler.core.map_code(rip, io)?;
+        Some(Place {
+            at: RamOffset(mapping.ram.0 + (rip & 0xfff)),
+            global: mapping.global,
+            large: mapping.large,
+        })
+    }
+
+    /// The start of the next page.
+    fn place_after(&mut self, rip: u64, mode: Mode, io: &mut Watched<'_>) -> Option<Place> {
+        self.place(next_page(rip, mode), io)
+    }
+
+    /// Whether the instruction at `place` needs bytes of the next page. Looking for them is no more than it does itself.
+    fn goes_on(&self, mode: Mode, place: Place) -> bool {
+        let left = (0x1000 - place.at.offset_in_page()) as usize;
+        if left >= MAX_BYTES {
+            return false;
+        }
+        let mut bytes = [0; MAX_BYTES];
+        self.memory.load_bytes(place.at, &mut bytes[..left]);
+        let bitness = if mode.long { 64 } else { 32 };
+        let mut decoder = iced_x86::Decoder::new(bitness, &bytes[..left], iced_x86::DecoderOptions::NONE);
+        let _ = decoder.decode();
+        decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
     }
 
     /// Takes notice of what the guest, other vCPUs and devices have invalidated.
@@ -325,17 +356,38 @@ impl TranslatedVcpu {
             }
         }
         if self.memory.epoch() != self.writes_seen {
-            let (cache, memory) = (&mut self.cache, &self.memory);
-            let mut frames = Vec::new();
-            if memory.written_since(&mut self.writes_seen, |frame| frames.push(frame)) {
-                frames.dedup();
-                self.counts.code_pages += frames.len() as u64;
-                for frame in frames {
-                    cache.check_frame(frame, memory);
+            self.check_written();
+        }
+    }
+
+    /// Drops the translations of code that has changed, and takes back marks that are in the way.
+    fn check_written(&mut self) {
+        let (cache, memory, heat) = (&mut self.cache, &self.memory, &mut self.heat);
+        let mut frames = Vec::new();
+        if !memory.written_since(&mut self.writes_seen, |frame| frames.push(frame)) {
+            cache.check_all(memory, |rip| heat.die(rip));
+            return;
+        }
+        frames.sort_unstable();
+        frames.dedup();
+        self.counts.code_pages += frames.len() as u64;
+        let made = self.filler.core.decoded() + cache.counts.translated;
+        let mut own = 0;
+        for frame in frames {
+            let held = cache.check_frame(frame, memory, |rip| heat.die(rip));
+            let at = RamOffset(frame << 12);
+            let vain = memory.marked_granules(at) & !held;
+            if self.rewritten.note(frame, made) && vain != 0 {
+                memory.unmark_derived(at, vain);
+                own += 1;
+                if held == 0 {
+                    self.filler.allow_writing(frame);
                 }
-            } else {
-                cache.check_all(memory);
             }
+        }
+        // That counts as a write; for this vCPU it is none.
+        if memory.epoch() == self.writes_seen + own {
+            self.writes_seen += own;
         }
     }
 
@@ -438,10 +490,10 @@ impl TranslatedVcpu {
             LINK => {
                 let target = self.cache.link_target(link);
                 self.stop_at(target);
-                let flushes = self.cache.counts.flushes;
+                let evictions = self.cache.counts.evictions;
                 if !self.filler.core.wants_attention()
                     && let Some(block) = self.find(target, mode, io)
-                    && self.cache.counts.flushes == flushes
+                    && self.cache.counts.evictions == evictions
                 {
                     self.cache.link(link, block);
                 }

@@ -28,6 +28,7 @@ fn text(mode: Mode, bytes: &[u8], whole: bool) -> String {
         stubs: &stubs,
         base: code.next(),
         cell: 0,
+        second_cell: None,
         block: 7,
         first_link: 0,
         features: Features { rdtscp: true, view_switch: true },

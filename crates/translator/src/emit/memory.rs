@@ -142,7 +142,8 @@ impl Emitter<'_> {
         let stub = if write {
             self.asm.not(RCX);
             self.asm.load(Size::B8, RCX, Mem::GsTable(RCX, -(SHARED_BYTES as i32)));
-            self.request.stubs.fill_write
+            let exponent = bytes.next_power_of_two().trailing_zeros() as usize;
+            self.request.stubs.store[exponent]
         } else {
             self.asm.load(Size::B8, RCX, Mem::GsTable(RCX, 0));
             self.request.stubs.fill_read
@@ -150,6 +151,8 @@ impl Emitter<'_> {
         let from_fill = self.asm.jrcxz();
         let after = self.asm.len();
         let guest = self.guest;
+        // After a store's stub RCX is what the entry would be, though there may be none.
+        let back = if write { after } else { back };
         if let Some((from, back)) = crossing {
             let stubs = self.request.stubs;
             let stub =

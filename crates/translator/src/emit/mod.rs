@@ -81,6 +81,8 @@ pub(crate) struct Request<'a> {
     pub(crate) base: u64,
     /// Number of the page's cell.
     pub(crate) cell: u32,
+    /// The cell of the page on which the block's one instruction goes on. `bytes` go on there, too.
+    pub(crate) second_cell: Option<u32>,
     /// Number of the block.
     pub(crate) block: u32,
     /// Number of its first link.
@@ -230,7 +232,8 @@ impl Emitter<'_> {
         let mut decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
         let mut instructions = Vec::new();
         let mut uses_vector = false;
-        while decoder.can_decode() && instructions.len() < usize::from(MAX_INSTRUCTIONS) {
+        let most = if self.request.second_cell.is_some() { 1 } else { MAX_INSTRUCTIONS };
+        while decoder.can_decode() && instructions.len() < usize::from(most) {
             let instruction = decoder.decode();
             if instruction.is_invalid() {
                 break;
@@ -247,6 +250,10 @@ impl Emitter<'_> {
         self.asm.load_gs32(RCX, cell(self.request.cell));
         let stale = self.asm.jrcxz();
         let body = self.asm.len();
+        let second = self.request.second_cell.map(|second| {
+            self.asm.load_gs32(RCX, cell(second));
+            self.asm.jrcxz()
+        });
         let vector = uses_vector && mode.vector != VectorLevel::None;
         let mut vector_hole = None;
         let mut vector_back = 0;
@@ -273,6 +280,9 @@ impl Emitter<'_> {
             self.exit_block(ExitReason::Budget);
         }
         self.must_reach(stale);
+        if let Some(second) = second {
+            self.must_reach(second);
+        }
         self.exit_block(ExitReason::Stale);
         if let Some(hole) = vector_hole {
             self.must_reach(hole);

@@ -5,12 +5,18 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::io;
 use std::ptr::{NonNull, null_mut};
 
-/// A range of code memory, filled from the start.
+/// Code memory: what stays, at its start, and after it regions of equal length, which are filled in turn, each from its start.
 pub(crate) struct CodeMemory {
     write: NonNull<u8>,
     run: NonNull<u8>,
     len: usize,
+    /// Offset of the next byte.
     used: usize,
+    /// Offset at which the region that is being filled ends.
+    limit: usize,
+    /// Offset of the first region.
+    first: usize,
+    region_len: usize,
 }
 
 // SAFETY: the mappings belong to this value alone.
@@ -28,7 +34,7 @@ impl CodeMemory {
         };
         let write = map(ProtFlags::READ | ProtFlags::WRITE)?;
         match map(ProtFlags::READ | ProtFlags::EXEC) {
-            Ok(run) => Ok(Self { write, run, len, used: 0 }),
+            Ok(run) => Ok(Self { write, run, len, used: 0, limit: len, first: len, region_len: len }),
             Err(error) => {
                 // SAFETY: mapped above, not used yet.
                 let _ = unsafe { munmap(write.as_ptr().cast(), len) };
@@ -52,12 +58,34 @@ impl CodeMemory {
         self.base() + self.len as u64
     }
 
+    /// Bytes of the region that is being filled that are still free.
     pub(crate) fn free(&self) -> usize {
-        self.len - self.used
+        self.limit - self.used
     }
 
-    pub(crate) fn used(&self) -> usize {
-        self.used
+    /// What was written so far stays; the rest becomes `count` regions, and the first of them is filled next.
+    pub(crate) fn divide(&mut self, count: usize) {
+        self.first = self.used;
+        self.region_len = ((self.len - self.used) / count) & !15;
+        self.limit = self.first + self.region_len;
+    }
+
+    /// Bytes before the first region.
+    pub(crate) fn kept(&self) -> usize {
+        self.first
+    }
+
+    /// The region that an address lies in.
+    pub(crate) fn region_of(&self, at: u64) -> Option<usize> {
+        let offset = usize::try_from(at.checked_sub(self.base())?).ok()?.checked_sub(self.first)?;
+        Some(offset / self.region_len)
+    }
+
+    /// Fills `region` from its start from now on. Nothing in it may be run any more.
+    pub(crate) fn refill(&mut self, region: usize) {
+        self.used = self.first + region * self.region_len;
+        self.limit = self.used + self.region_len;
+        assert!(self.limit <= self.len, "a region of this memory");
     }
 
     /// Appends code that was made for [`CodeMemory::next`]. False: there is no room.
@@ -67,21 +95,15 @@ impl CodeMemory {
             return false;
         }
         let at = self.next();
-        self.used = (self.used + code.len()).next_multiple_of(16).min(self.len);
+        self.used = (self.used + code.len()).next_multiple_of(16).min(self.limit);
         self.patch(at, code);
         true
-    }
-
-    /// Gives back everything from `used` on.
-    pub(crate) fn truncate(&mut self, used: usize) {
-        assert!(used <= self.used);
-        self.used = used;
     }
 
     /// Overwrites code at a run address. The thread that runs it has to serialize before it does.
     pub(crate) fn patch(&mut self, at: u64, code: &[u8]) {
         let offset = at.checked_sub(self.base()).expect("an address in code memory") as usize;
-        assert!(offset + code.len() <= self.used, "a patch of code that isn't there");
+        assert!(offset + code.len() <= self.len, "a patch beyond code memory");
         // SAFETY: the range was just checked; the vCPU's thread, which alone runs this code, is here.
         unsafe { self.write.as_ptr().add(offset).copy_from_nonoverlapping(code.as_ptr(), code.len()) };
     }
@@ -89,7 +111,7 @@ impl CodeMemory {
     /// Code at a run address.
     pub(crate) fn read(&self, at: u64, len: usize) -> Vec<u8> {
         let offset = at.checked_sub(self.base()).expect("an address in code memory") as usize;
-        assert!(offset + len <= self.used, "a look at code that isn't there");
+        assert!(offset + len <= self.len, "a look beyond code memory");
         // SAFETY: the range was just checked.
         unsafe { std::slice::from_raw_parts(self.write.as_ptr().add(offset), len) }.to_vec()
     }

@@ -41,6 +41,12 @@ impl ContextCell {
         self.bytes(at, 8).copy_from_slice(&value.to_le_bytes());
     }
 
+    /// Word `index` of a table of 8-byte words at `offset`.
+    pub(crate) fn word(&mut self, offset: usize, index: usize) -> u64 {
+        let bytes = self.bytes(offset + 8 * index, 8);
+        bytes.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte))
+    }
+
     /// Element `index` of a table of 4-byte words at `offset`.
     pub(crate) fn set_half(&mut self, offset: usize, index: usize, value: u32) {
         let at = offset + 4 * index;

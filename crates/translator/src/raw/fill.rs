@@ -9,7 +9,7 @@ use crate::raw::signals::{self, Running};
 use crate::stubs::Want;
 use engine::{Counters, Platform};
 use interpreter::{Core, Dropped};
-use memory::GuestMemory;
+use memory::{GuestMemory, RamOffset};
 use shadow::{Fill, Shared, View};
 use std::ptr::NonNull;
 use x86::Rflags;
@@ -153,8 +153,17 @@ impl Filler {
         }
     }
 
-    fn fill(&mut self, address: u64, write: bool) -> bool {
-        let Some(mut io) = self.io else { return false };
+    /// Nothing is derived from these pages of RAM any more.
+    pub(crate) fn allow_writing(&mut self, frame: u64) {
+        for view in self.views.iter_mut().flatten() {
+            view.drop_watched(frame);
+        }
+    }
+
+    /// Finds what is to be added to a linear address for an access, a store of `bytes` in one page or, for 0, a read. Enters it
+    /// into the view in force where it is good for the whole page. 0: the instruction is for the reference.
+    fn fill(&mut self, address: u64, bytes: u64) -> u64 {
+        let Some(mut io) = self.io else { return 0 };
         // SAFETY: set by `run`, which is on this thread's stack below and doesn't use it meanwhile.
         let io = unsafe { io.as_mut() };
         // SAFETY: set by `run`; translated code waits for this function.
@@ -163,25 +172,35 @@ impl Filler {
             self.core.set_alignment_flag(lifted);
             self.choose_view();
         }
-        let Some(mapping) = self.core.map(address, write, io) else { return false };
-        let writable = mapping.write && !self.memory.is_derived(mapping.ram);
-        if !mapping.read || write && !writable {
-            return false;
+        let write = bytes != 0;
+        let Some(mapping) = self.core.map(address, write, io) else { return 0 };
+        let derived = self.memory.is_derived(mapping.ram);
+        if !mapping.read || write && (!mapping.write || derived && bytes == WHOLE_PAGE) {
+            return 0;
         }
-        let Some(view) = &mut self.views[self.current] else { return false };
+        let Some(view) = &mut self.views[self.current] else { return 0 };
         self.fills += 1;
-        view.fill(&Fill {
+        let fill = Fill {
             page: address & !0xfff,
             host: self.memory.host_address(mapping.ram),
             frame: mapping.ram.frame(),
             read: true,
-            write: writable,
+            write: mapping.write && !derived,
             global: mapping.global,
             large: mapping.large,
-        });
+        };
+        if write && derived {
+            // First the address, then a look: see `watch_granules`.
+            view.watch(&fill, self.memory.watch_granules(mapping.ram));
+            let touched = memory::granules(RamOffset(address & 0xfff), bytes);
+            if self.memory.marked_granules(mapping.ram) & touched != 0 {
+                return 0;
+            }
+            return fill.host.wrapping_sub(fill.page);
+        }
+        view.fill(&fill);
         // A page whose host and guest address are equal has no entry.
-        let entry = if write { view.write_entry(address) } else { view.read_entry(address) };
-        entry != 0
+        if write { view.write_entry(address) } else { view.read_entry(address) }
     }
 
     /// A way to access `bytes` at an address from which they cross into the next page: 0 for none, 1 if both pages lie in RAM as they
@@ -191,7 +210,7 @@ impl Filler {
         for at in [address, last] {
             let view = self.views[self.current].as_ref();
             let entry = view.map_or(0, |view| if write { view.write_entry(at) } else { view.read_entry(at) });
-            if entry == 0 && !self.fill(at, write) {
+            if entry == 0 && self.fill(at, if write { WHOLE_PAGE } else { 0 }) == 0 {
                 return 0;
             }
         }
@@ -215,7 +234,7 @@ impl Filler {
             let mut io = io;
             // SAFETY: as in `fill`.
             let Some(mapping) = self.core.map(at, false, unsafe { io.as_mut() }) else { return 0 };
-            self.memory.load_bytes(memory::RamOffset(mapping.ram.0 + (at & 0xfff)), &mut copy[range]);
+            self.memory.load_bytes(RamOffset(mapping.ram.0 + (at & 0xfff)), &mut copy[range]);
         }
         // SAFETY: set by `run`; translated code waits for this function.
         let bounce = unsafe { &mut (*self.context).bounce };
@@ -234,8 +253,12 @@ extern "sysv64" fn fill(filler: *mut Filler, address: u64, want: u64) -> u64 {
     unsafe {
         let filler = &mut *filler;
         match want {
-            READ => u64::from(filler.fill(address, false)),
-            WRITE => u64::from(filler.fill(address, true)),
+            READ => u64::from(filler.fill(address, 0) != 0),
+            WRITE => u64::from(filler.fill(address, WHOLE_PAGE) != 0),
+            STORE => {
+                let bytes = (*filler.context).fill_bytes;
+                filler.fill(address, bytes)
+            }
             _ => {
                 let bytes = (*filler.context).cross_size;
                 filler.cross(address, bytes, want == CROSSING_WRITE)
@@ -246,4 +269,7 @@ extern "sysv64" fn fill(filler: *mut Filler, address: u64, want: u64) -> u64 {
 
 const READ: u64 = Want::Read as u64;
 const WRITE: u64 = Want::Write as u64;
+const STORE: u64 = Want::Store as u64;
+/// Stores of any length, so that the page needs an entry.
+const WHOLE_PAGE: u64 = 4096;
 const CROSSING_WRITE: u64 = Want::CrossingWrite as u64;
