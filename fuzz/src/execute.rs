@@ -63,7 +63,12 @@ pub fn run(bytes: &[u8]) {
 fn cpuid() -> &'static Cpuid {
     static CPUID: OnceLock<Cpuid> = OnceLock::new();
     CPUID.get_or_init(|| {
-        let options = machine::cpuid::Options { cpus: 1, tsc_hz: 2_000_000_000, la57: true, mitigations: machine::cpuid::Mitigations::Off };
+        let options = machine::cpuid::Options {
+            cpus: 1,
+            tsc_hz: 2_000_000_000,
+            la57: true,
+            mitigations: machine::cpuid::Mitigations::Off,
+        };
         machine::cpuid::build(&machine::cpuid::host, options)
     })
 }

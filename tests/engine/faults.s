@@ -436,6 +436,12 @@ fault:  vaddps  ymm0, ymm0, ymm1
 #: ends    #GP(0) at fault
 fault:  movaps  xmm0, [DATA + 8]
 
+#: case    a MOVAPS that crosses a page is #GP(0)
+#: manual  SDM 2A 2.4
+#: mode    long
+#: ends    #GP(0) at fault
+fault:  movaps  xmm0, [DATA + 0xff8]
+
 #: case    a SIMD exception with CR4.OSXMMEXCPT
 #: manual  SDM 3A 6.15 interrupt 19
 #: mode    long

@@ -35,7 +35,7 @@ pub(crate) const MAX_BYTES: usize = 15;
 /// Into how many parts code memory is divided.
 const REGIONS: usize = 8;
 /// A link's number is its block's, times this, plus which of the block's links it is.
-const MOST_LINKS: u32 = 8;
+const MOST_LINKS: u32 = 16;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
@@ -86,6 +86,8 @@ struct Link {
     jump: u64,
     stub: u64,
     target: u64,
+    /// It leads to a translation without windows.
+    single: bool,
     to: Option<BlockId>,
 }
 
@@ -186,7 +188,7 @@ impl Cache {
 
     /// The block at a guest address whose page is known to be mapped where it was.
     pub(crate) fn find(&self, rip: u64, mode: Mode) -> Option<BlockId> {
-        let found = self.look_ups[slot(rip)]?;
+        let found = self.look_ups[slot(rip, mode)]?;
         if found.rip != rip || found.mode != mode {
             return None;
         }
@@ -224,7 +226,7 @@ impl Cache {
             }
         }
         self.vouch(cell, place, context);
-        self.look_ups[slot(rip)] = Some(LookUp { rip, mode, block: id });
+        self.look_ups[slot(rip, mode)] = Some(LookUp { rip, mode, block: id });
         Some(id)
     }
 
@@ -339,6 +341,7 @@ impl Cache {
             jump: base + u64::from(site.jump),
             stub: base + u64::from(site.stub),
             target: site.target,
+            single: site.single,
             to: None,
         });
         let block = Block {
@@ -371,7 +374,7 @@ impl Cache {
             self.cells[cell as usize].blocks += 1;
             self.vouch(cell, second, context);
         }
-        self.look_ups[slot(rip)] = Some(LookUp { rip, mode, block: id });
+        self.look_ups[slot(rip, mode)] = Some(LookUp { rip, mode, block: id });
         self.counts.translated += 1;
         self.vouch(cell, place, context);
         id
@@ -473,7 +476,7 @@ impl Cache {
             || block.dead
             || entry.to.is_some()
             || entry.target != block.key.rip
-            || from.key.mode != block.key.mode
+            || block.key.mode != (Mode { single: entry.single, ..from.key.mode })
         {
             return;
         }
@@ -490,6 +493,11 @@ impl Cache {
     /// The guest address that a link leads to.
     pub(crate) fn link_target(&self, link: u32) -> u64 {
         self.blocks[(link / MOST_LINKS) as usize].links[(link % MOST_LINKS) as usize].target
+    }
+
+    /// Whether a link leads to a translation without windows.
+    pub(crate) fn link_is_single(&self, link: u32) -> bool {
+        self.blocks[(link / MOST_LINKS) as usize].links[(link % MOST_LINKS) as usize].single
     }
 
     fn patch_jump(&mut self, jump: u64, target: u64) {
@@ -567,10 +575,10 @@ impl Cache {
             self.cells[cell as usize].blocks -= 1;
             self.leave_frame(at.frame(), id);
         }
-        if let Some(found) = self.look_ups[slot(key.rip)]
+        if let Some(found) = self.look_ups[slot(key.rip, key.mode)]
             && found.block == id
         {
-            self.look_ups[slot(key.rip)] = None;
+            self.look_ups[slot(key.rip, key.mode)] = None;
         }
     }
 
@@ -740,6 +748,6 @@ pub(crate) struct Doubtful {
     pub(crate) large: bool,
 }
 
-fn slot(rip: u64) -> usize {
-    (rip ^ rip >> 15) as usize % LOOK_UPS
+fn slot(rip: u64, mode: Mode) -> usize {
+    (rip ^ rip >> 15 ^ u64::from(mode.single)) as usize % LOOK_UPS
 }

@@ -49,12 +49,12 @@ pub(crate) struct Context {
     pub(crate) cross_size: u64,
     /// R10, while a stub needs it.
     pub(crate) saved: u64,
-    /// The bytes of a load that crosses into a page that doesn't follow in RAM.
-    pub(crate) bounce: [u64; 8],
+    /// The bytes of a load that crosses into a page that doesn't follow in RAM, as misaligned as they are in the guest.
+    pub(crate) bounce: [u64; 24],
     /// Mask that makes a page number of a linear address.
     pub(crate) page_mask: u64,
     /// Masks that make zero of the last byte's offset in its page where an access of 2 << n bytes may cross pages.
-    pub(crate) cross_masks: [u64; 6],
+    pub(crate) cross_masks: [u64; 8],
     /// 0xfff.
     pub(crate) offset_mask: u64,
     /// All other bits.
@@ -150,7 +150,7 @@ pub(crate) const fn cell(index: u32) -> i32 {
     gs(CELLS + 4 * index as usize)
 }
 
-/// The displacement of the mask for crossing accesses of `bytes`, a power of two from 2 to 64.
+/// The displacement of the mask for crossing accesses of `bytes`, a power of two from 2 to 256.
 pub(crate) const fn cross_mask(bytes: u32) -> i32 {
     gs(offset_of!(Context, cross_masks) + 8 * (bytes.trailing_zeros() as usize - 1))
 }

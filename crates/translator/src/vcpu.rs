@@ -51,6 +51,8 @@ pub(crate) struct TranslatedVcpu {
     /// The modes that the tables of indirect targets hold translations for: supervisor's and user's.
     table_modes: [Option<Mode>; 2],
     counts: Counts,
+    /// The translation to go on with at an address, instead of what would be found for it.
+    next: Option<(u64, BlockId)>,
     /// What is left of the instruction budget, if there is one.
     left: Option<u64>,
     /// Instructions that translated code has counted.
@@ -121,6 +123,7 @@ impl TranslatedVcpu {
                 fallbacks: options.count_fallbacks.then(Fallbacks::default),
                 ..Counts::default()
             },
+            next: None,
             left: None,
             translated: 0,
             dump: options.dump.clone(),
@@ -242,13 +245,24 @@ impl TranslatedVcpu {
         } else {
             VectorLevel::Avx512
         };
-        Some(Mode { long, user, flat, vector: vector.min(self.xstate.level), counted: self.left.is_some() })
+        Some(Mode {
+            long,
+            user,
+            flat,
+            vector: vector.min(self.xstate.level),
+            counted: self.left.is_some(),
+            single: false,
+        })
     }
 
     /// Runs translated code from here on, or interprets some.
     fn advance(&mut self, mode: Mode, io: &mut Watched<'_>) -> Outcome {
         let rip = self.filler.core.rip();
-        let Some(block) = self.find(rip, mode, io) else {
+        let next = self.next.take().and_then(|(at, block)| {
+            let single = Mode { single: true, ..mode };
+            (at == rip && self.cache.find(rip, single) == Some(block)).then_some(block)
+        });
+        let Some(block) = next.or_else(|| self.find(rip, mode, io)) else {
             if let Some(fallbacks) = &mut self.counts.fallbacks {
                 fallbacks.interpreted_at(rip);
             }
@@ -491,11 +505,20 @@ impl TranslatedVcpu {
                 let target = self.cache.link_target(link);
                 self.stop_at(target);
                 let evictions = self.cache.counts.evictions;
-                if !self.filler.core.wants_attention()
-                    && let Some(block) = self.find(target, mode, io)
-                    && self.cache.counts.evictions == evictions
-                {
-                    self.cache.link(link, block);
+                let single = self.cache.link_is_single(link);
+                let found = if self.filler.core.wants_attention() {
+                    None
+                } else {
+                    self.find(target, Mode { single, ..mode }, io)
+                };
+                if let Some(block) = found {
+                    if self.cache.counts.evictions == evictions {
+                        self.cache.link(link, block);
+                    }
+                    // By its address alone the run loop would find the one that has just been left.
+                    self.next = single.then_some((target, block));
+                } else if single {
+                    return self.interpret(1, io);
                 }
                 Outcome::Ran
             }

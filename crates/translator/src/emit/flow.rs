@@ -182,12 +182,15 @@ impl Emitter<'_> {
     /// Makes the displacement at `jump` a link.
     fn link_at(&mut self, jump: usize, target: u64) {
         self.late.push((LateJump::Near(jump), self.links.len(), ExitReason::Link));
-        self.links.push(LinkSite { jump: jump as u32, stub: 0, target });
+        self.links.push(LinkSite { jump: jump as u32, stub: 0, target, single: false });
     }
 
     /// Writes the links' stubs.
     pub(super) fn finish_links(&mut self) {
-        for (jump, link, reason) in std::mem::take(&mut self.late) {
+        let mut late = std::mem::take(&mut self.late);
+        // Those that don't reach far come first.
+        late.sort_by_key(|(jump, ..)| matches!(jump, LateJump::Near(_)));
+        for (jump, link, reason) in late {
             let at = self.asm.len();
             match jump {
                 LateJump::Near(place) => {
@@ -208,9 +211,8 @@ impl Emitter<'_> {
         let size = if self.request.mode.long { Size::B8 } else { Size::B4 };
         if instruction.op0_kind() == OpKind::Memory {
             self.can_address(instruction)?;
-            let address = self.address(instruction, 0);
-            self.look_up(address, self.slot() as u32, false);
-            self.asm.load(size, R11, Mem::sum(address.reg, RCX));
+            let from = self.access(instruction, self.slot() as u32, false);
+            self.asm.load(size, R11, from);
         } else {
             let reg = self.read_guest(number(instruction.op0_register()), R11);
             if self.request.mode.long {
@@ -240,6 +242,7 @@ impl Emitter<'_> {
     ///
     /// Finds the slot of the target in R11 (R10, then) or leaves the instruction to the reference.
     fn probe(&mut self) {
+        self.window = None;
         self.make_room();
         self.asm.load_gs(RCX, field!(proceed));
         self.asm.load(Size::B4, RCX, Mem::near(RCX, 0));
@@ -275,14 +278,13 @@ impl Emitter<'_> {
         {
             self.poll_here();
         }
-        let address = self.stack_address(-slot);
-        self.look_up(address, slot as u32, true);
-        let to = Mem::sum(address.reg, RCX);
+        let to = self.stack_access(-slot, true);
         if !self.request.mode.long || i32::try_from(next as i64).is_ok() {
             self.asm.store_immediate(size, to, next as i32);
         } else {
-            self.asm.mov_immediate(R10, next);
-            self.asm.store(size, to, R10);
+            let scratch = self.spare(to);
+            self.asm.mov_immediate(scratch, next);
+            self.asm.store(size, to, scratch);
         }
         self.move_stack(-slot);
         match target {
@@ -316,9 +318,8 @@ impl Emitter<'_> {
     /// ```
     fn return_near(&mut self, instruction: &Instruction) {
         let (slot, size) = (self.slot(), if self.request.mode.long { Size::B8 } else { Size::B4 });
-        let address = self.stack_address(0);
-        self.look_up(address, slot as u32, false);
-        self.asm.load(size, R11, Mem::sum(address.reg, RCX));
+        let from = self.stack_access(0, false);
+        self.asm.load(size, R11, from);
         let here =
             u64::from(self.request.block) << 12 | instruction.ip().wrapping_sub(self.request.rip) & 0xfff;
         self.asm.store_immediate(Size::B8, Mem::Gs(field!(last_return)), here as i32);

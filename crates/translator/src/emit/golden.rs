@@ -11,7 +11,8 @@ use crate::stubs;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-const LONG: Mode = Mode { long: true, user: true, flat: 0, vector: VectorLevel::Avx512, counted: false };
+const LONG: Mode =
+    Mode { long: true, user: true, flat: 0, vector: VectorLevel::Avx512, counted: false, single: false };
 const KERNEL: Mode = Mode { user: false, ..LONG };
 const COUNTED: Mode = Mode { counted: true, ..LONG };
 const BITS32: Mode = Mode { long: false, flat: 0x3f, ..LONG };
@@ -136,6 +137,10 @@ fn golden_memory() {
         LONG,
         false,
         &[
+            // A window: mov rax, [rdi+8]; mov rdx, [rdi+0x10]; add rdi, 8; inc dword [rdi]
+            &[0x48, 0x8b, 0x47, 0x08, 0x48, 0x8b, 0x57, 0x10, 0x48, 0x83, 0xc7, 0x08, 0xff, 0x07],
+            // One of the stack: push rbx; push r9; mov [rsp+8], rax; pop rcx
+            &[0x53, 0x41, 0x51, 0x48, 0x89, 0x44, 0x24, 0x08, 0x59],
             &[0x8a, 0x07],                                           // mov al, [rdi]
             &[0x8b, 0x07],                                           // mov eax, [rdi]
             &[0x8b, 0x47, 0x08],                                     // mov eax, [rdi+8]

@@ -14,7 +14,7 @@
 //! An instruction without an emitter ends its block with a call of the `interpret` stub: the reference engine executes it.
 //!
 //! Registers: most guest registers live in a host register of their own ([`host`]); R9, R10, R11 and R15 live in the context. RCX, R10
-//! and R11 of the host are scratch; between guest instructions nothing is in them. Flags are the guest's at every instruction
+//! and R11 of the host are scratch; between guest instructions nothing is in them, but that R10 may hold a window (`memory`). Flags are the guest's at every instruction
 //! boundary *and at every point where a guest instruction may fault or leave*, so nothing that is inserted changes them.
 //! Nothing architectural changes before the last point of an instruction that may fault or leave: it can always be
 //! executed anew by the reference.
@@ -58,6 +58,8 @@ pub(crate) struct Mode {
     pub(crate) vector: VectorLevel,
     /// Instructions are counted and the budget is looked at.
     pub(crate) counted: bool,
+    /// Every access is looked up by itself: see [`memory`]'s windows. Entered only where a window can't be had.
+    pub(crate) single: bool,
 }
 
 /// See [`Mode::vector`].
@@ -117,6 +119,8 @@ pub(crate) struct LinkSite {
     pub(crate) stub: u32,
     /// Guest address that it leads to.
     pub(crate) target: u64,
+    /// It leads to a translation without windows.
+    pub(crate) single: bool,
 }
 
 /// A translated block.
@@ -163,6 +167,8 @@ struct Island {
     back: usize,
     /// For accesses that may cross a page: their bytes, and the offset to go on at with RCX as the stub leaves it.
     crossing: Option<(u32, usize)>,
+    /// Instead of calling a stub, takes this link.
+    link: Option<usize>,
     /// Offset of the guest instruction that it belongs to.
     guest: u16,
 }
@@ -175,6 +181,11 @@ struct Emitter<'a> {
     links: Vec<LinkSite>,
     /// Offset of the running guest instruction.
     guest: u16,
+    /// All of the block's instructions, and the number of the running one.
+    list: Vec<Instruction>,
+    at: usize,
+    /// What R10 holds between instructions, if anything.
+    window: Option<memory::Window>,
     /// Jumps to links' stubs that are written at the end: link number here, reason.
     late: Vec<(LateJump, usize, ExitReason)>,
     encoder: Encoder,
@@ -200,6 +211,9 @@ pub(crate) fn translate(request: &Request<'_>) -> Option<Translation> {
         links: Vec::new(),
         late: Vec::new(),
         guest: 0,
+        list: Vec::new(),
+        at: 0,
+        window: None,
         encoder: Encoder::new(64),
         info: InstructionInfoFactory::new(),
         broken: false,
@@ -297,13 +311,16 @@ impl Emitter<'_> {
         let mut count = 0;
         let mut ended = false;
         let mut ends_interpreted = false;
-        for instruction in &instructions {
+        self.list.clone_from(&instructions);
+        for (at, instruction) in instructions.iter().enumerate() {
+            self.at = at;
             self.make_room();
             self.guest = len;
             self.marks.push(Mark { host: self.asm.len() as u32, guest: len });
             let before = (self.asm.len(), self.islands.len(), self.late.len(), self.links.len());
             match self.instruction(instruction) {
                 Ok(flow) => {
+                    self.track(instruction);
                     len += instruction.len() as u16;
                     count += 1;
                     if flow == Flow::End {
@@ -321,6 +338,7 @@ impl Emitter<'_> {
                         tracing::trace!(rip, code = ?instruction.code(), "left to the reference");
                         return None;
                     }
+                    tracing::trace!(rip, code = ?instruction.code(), "ends in the reference");
                     self.asm.call(self.request.stubs.interpret);
                     // Its bytes count: they decide what it is.
                     len += instruction.len() as u16;
@@ -377,6 +395,12 @@ impl Emitter<'_> {
 
     fn must_reach(&mut self, hole: Hole8) {
         if !self.asm.fill(hole) {
+            tracing::debug!(
+                distance = self.asm.distance(hole),
+                guest = self.guest,
+                islands = self.islands.len(),
+                "too far"
+            );
             self.broken = true;
         }
     }
@@ -408,6 +432,7 @@ impl Emitter<'_> {
             stub,
             back: 0,
             crossing: None,
+            link: None,
             guest: self.guest,
         });
     }
@@ -416,6 +441,12 @@ impl Emitter<'_> {
         for island in std::mem::take(&mut self.islands) {
             self.must_reach(island.from);
             self.marks.push(Mark { host: self.asm.len() as u32, guest: island.guest });
+            if let Some(link) = island.link {
+                self.asm.jump(self.asm.here());
+                self.late.push((LateJump::Near(self.asm.len() - 4), link, ExitReason::Link));
+                self.links[link].jump = self.asm.len() as u32 - 4;
+                continue;
+            }
             if island.address != R11 {
                 self.asm.mov(R11, island.address);
             }

@@ -292,11 +292,19 @@ impl Emitter<'_> {
     ///   lock cmpxchg [rdi+rcx],r10
     /// ```
     fn renamed(&mut self, instruction: &Instruction) -> Emitted {
-        let plan = self.plan(instruction)?;
+        let mut plan = self.plan(instruction)?;
         let mut own = *instruction;
         long_form(&mut own);
         own.set_segment_prefix(Register::None);
+        let window = plan.memory.and_then(|(bytes, write)| self.choose_window(instruction, bytes, write));
+        if window.is_some() {
+            // R10 is the window's; the address needs neither R11 nor RCX.
+            for stand in plan.stands.iter_mut().filter(|stand| stand.scratch == R10) {
+                stand.scratch = R11;
+            }
+        }
         let merged = plan.memory.is_some()
+            && window.is_none()
             && (plan.no_rex || plan.rcx.is_some() || plan.stands.iter().any(|stand| stand.scratch != R10));
         if plan.memory.is_some() {
             own.set_memory_displacement64(0);
@@ -312,6 +320,20 @@ impl Emitter<'_> {
                 own.set_memory_base(Register::R11);
                 own.set_memory_index(Register::RCX);
             }
+        }
+        if let Some(window) = &window
+            && !plan.no_rex
+        {
+            let disp = window.disp;
+            own.set_memory_base(Register::RAX + u32::from(window.reg().0));
+            own.set_memory_index(Register::R10);
+            own.set_memory_displacement64(i64::from(disp) as u64);
+            let short = i8::try_from(disp).is_ok() && own.encoding() != EncodingKind::EVEX;
+            own.set_memory_displ_size(match disp {
+                0 => 0,
+                _ if short => 1,
+                _ => 8,
+            });
         }
         for n in 0..own.op_count() {
             if own.op_kind(n) != OpKind::Register {
@@ -333,7 +355,15 @@ impl Emitter<'_> {
         }
         // The address may be in a register of the guest's own; that is known only when it is computed. Try the encoding first.
         let trial = self.encode(&own)?;
-        if let Some((bytes, write)) = plan.memory {
+        if window.is_none() && plan.stands.iter().any(|stand| stand.scratch == R10) {
+            self.window = None;
+        }
+        if let Some(window) = window {
+            let mem = self.enter_window(window);
+            if plan.no_rex {
+                self.asm.lea(RCX, mem);
+            }
+        } else if let Some((bytes, write)) = plan.memory {
             let address = self.address(instruction, 0);
             self.look_up(address, bytes, write);
             if plan.no_rex {

@@ -47,19 +47,19 @@ impl Emitter<'_> {
         match instruction.code() {
             Code::Push_r64 | Code::Push_r32 => {
                 let guest = number(instruction.op0_register());
-                let address = self.stack_address(-slot);
-                self.look_up(address, slot as u32, true);
-                let value = self.read_guest(guest, R10);
-                self.asm.store(size, Mem::sum(address.reg, RCX), value);
+                let to = self.stack_access(-slot, true);
+                let scratch = if host(guest).is_some() { R11 } else { self.spare(to) };
+                let value = self.read_guest(guest, scratch);
+                self.asm.store(size, to, value);
             }
             Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Pushd_imm8 | Code::Pushd_imm32 => {
                 let value = instruction.immediate(0) as i32;
-                let address = self.stack_address(-slot);
-                self.look_up(address, slot as u32, true);
-                self.asm.store_immediate(size, Mem::sum(address.reg, RCX), value);
+                let to = self.stack_access(-slot, true);
+                self.asm.store_immediate(size, to, value);
             }
             Code::Push_rm64 | Code::Push_rm32 if instruction.op0_kind() == OpKind::Memory => {
                 self.can_address(instruction)?;
+                self.window = None;
                 let from = self.address(instruction, 0);
                 self.look_up(from, slot as u32, false);
                 self.asm.load(size, R10, Mem::sum(from.reg, RCX));
@@ -69,18 +69,16 @@ impl Emitter<'_> {
             }
             Code::Push_rm64 | Code::Push_rm32 => {
                 let guest = number(instruction.op0_register());
-                let address = self.stack_address(-slot);
-                self.look_up(address, slot as u32, true);
-                let value = self.read_guest(guest, R10);
-                self.asm.store(size, Mem::sum(address.reg, RCX), value);
+                let to = self.stack_access(-slot, true);
+                let scratch = if host(guest).is_some() { R11 } else { self.spare(to) };
+                let value = self.read_guest(guest, scratch);
+                self.asm.store(size, to, value);
             }
             Code::Pop_r64 | Code::Pop_r32 | Code::Pop_rm64 | Code::Pop_rm32
                 if instruction.op0_kind() == OpKind::Register =>
             {
                 let guest = number(instruction.op0_register());
-                let address = self.stack_address(0);
-                self.look_up(address, slot as u32, false);
-                let from = Mem::sum(address.reg, RCX);
+                let from = self.stack_access(0, false);
                 match host(guest) {
                     // The pointer itself: what is popped stays.
                     Some(own) if guest == 4 => {
@@ -89,8 +87,9 @@ impl Emitter<'_> {
                     }
                     Some(own) => self.asm.load(size, own, from),
                     None => {
-                        self.asm.load(size, R10, from);
-                        self.write_guest(guest, R10, true);
+                        let scratch = self.spare(from);
+                        self.asm.load(size, scratch, from);
+                        self.write_guest(guest, scratch, true);
                     }
                 }
                 self.move_stack(slot);
@@ -98,6 +97,7 @@ impl Emitter<'_> {
             }
             Code::Pop_rm64 | Code::Pop_rm32 => {
                 self.can_address(instruction)?;
+                self.window = None;
                 let top = self.stack_address(0);
                 self.look_up(top, slot as u32, false);
                 self.asm.load(size, R10, Mem::sum(top.reg, RCX));
@@ -109,9 +109,9 @@ impl Emitter<'_> {
                 return Ok(Flow::Next);
             }
             Code::Leaveq | Code::Leaved => {
-                let address = self.register_address(5);
-                self.look_up(address, slot as u32, false);
-                self.asm.load(size, R10, Mem::sum(address.reg, RCX));
+                let from = self.frame_access();
+                let value = self.spare(from);
+                self.asm.load(size, value, from);
                 let rsp = host(4).expect("RSP has a host register");
                 let frame = Mem::near(RBP, slot);
                 if self.request.mode.long {
@@ -119,7 +119,7 @@ impl Emitter<'_> {
                 } else {
                     self.asm.lea32(rsp, frame);
                 }
-                self.write_guest(number(Register::RBP), R10, true);
+                self.write_guest(number(Register::RBP), value, true);
                 return Ok(Flow::Next);
             }
             Code::Pushfq | Code::Pushfd => return self.push_flags(),

@@ -12,6 +12,7 @@ use x86::state::{gpr, seg};
 
 impl Emitter<'_> {
     pub(super) fn string(&mut self, instruction: &Instruction) -> Emitted {
+        self.window = None;
         let (operation, size) = operation(instruction).ok_or(NotEmitted)?;
         let narrow = self.has_narrow_addresses(instruction)?;
         self.can_use_segments(instruction, operation)?;

@@ -170,6 +170,7 @@ impl Emitter<'_> {
     ///   lea r15,[r15-8]
     /// ```
     pub(super) fn push_flags(&mut self) -> Emitted {
+        self.window = None;
         let (slot, size) = (self.slot(), self.slot_size());
         let address = self.stack_address(-slot);
         self.look_up(address, slot as u32, true);
@@ -189,6 +190,7 @@ impl Emitter<'_> {
 
     /// POPF at CPL 0 that changes nothing but arithmetic flags, DF and IF.
     pub(super) fn pop_flags(&mut self) -> Emitted {
+        self.window = None;
         let (slot, size) = (self.slot(), self.slot_size());
         let address = self.stack_address(0);
         self.look_up(address, slot as u32, false);
@@ -255,6 +257,7 @@ impl Emitter<'_> {
         own.set_op1_register(if bytes == 8 { Register::R10 } else { Register::R10D });
         let code = self.encode(&own)?;
         let write = instruction.mnemonic() != Mnemonic::Bt;
+        self.window = None;
         let address = self.address(instruction, 0);
         let number_of = self.read_guest(number(bit), R10);
         if bytes == 8 {

@@ -228,6 +228,10 @@ impl Filler {
             return 0;
         }
         let Some(io) = self.io else { return 0 };
+        // SAFETY: set by `run`; translated code waits for this function.
+        let bounce = unsafe { &mut (*self.context).bounce };
+        // Misaligned by as much as the guest's own bytes, since some instructions mind.
+        let start = (bounce.as_ptr() as u64).next_multiple_of(64) + (address & 63);
         let mut copy = [0; 64];
         let split = on_first as usize;
         for (at, range) in [(address, 0..split), (last & !0xfff, split..bytes as usize)] {
@@ -236,12 +240,9 @@ impl Filler {
             let Some(mapping) = self.core.map(at, false, unsafe { io.as_mut() }) else { return 0 };
             self.memory.load_bytes(RamOffset(mapping.ram.0 + (at & 0xfff)), &mut copy[range]);
         }
-        // SAFETY: set by `run`; translated code waits for this function.
-        let bounce = unsafe { &mut (*self.context).bounce };
-        for (word, bytes) in bounce.iter_mut().zip(copy.chunks_exact(8)) {
-            *word = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
-        }
-        let delta = (bounce.as_ptr() as u64).wrapping_sub(address);
+        // SAFETY: `bytes` is at most 64 and the field has 192, of which alignment and misalignment take less than 128.
+        unsafe { (start as *mut u8).copy_from_nonoverlapping(copy.as_ptr(), bytes as usize) };
+        let delta = start.wrapping_sub(address);
         if delta <= 1 { 0 } else { delta }
     }
 }
