@@ -101,6 +101,9 @@ pub(crate) struct Context {
     pub(crate) host_mxcsr: u64,
 }
 
+/// No instruction's address.
+pub(crate) const NOWHERE: u64 = 1 << 63;
+
 /// Offset in the shared block of the vector registers' XSAVE image (standard format), 64-byte aligned.
 pub(crate) const XSAVE: usize = 4096;
 /// Room for it.

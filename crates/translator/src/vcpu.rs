@@ -25,8 +25,6 @@ use x86::control::{cr0, cr4};
 use x86::state::seg;
 use x86::{CpuState, Rflags};
 
-/// No instruction's address.
-const NOWHERE: u64 = 1 << 63;
 /// Faults in a row without any instruction completing before a run comes back.
 const MOST_STUCK: u32 = 1000;
 
@@ -450,7 +448,7 @@ impl TranslatedVcpu {
         context.alignment_flag = (flags & Rflags::AC).bits();
         context.system_flags = (flags - (Rflags::ARITHMETIC | Rflags::DF | Rflags::IF | Rflags::AC)).bits();
         context.calm = u64::from(quiet && !core.wants_event());
-        context.after_sti = NOWHERE;
+        context.after_sti = crate::context::NOWHERE;
         let state = core.state();
         context.kernel_gs_base = state.kernel_gs_base;
         context.tsc_aux = state.tsc_aux;

@@ -48,14 +48,14 @@ impl Emitter<'_> {
             Mnemonic::Sti if !mode.user => {
                 let next = self.wrap(instruction.next_ip());
                 self.unless_calm();
+                // Where IF was clear, an event that comes now has to wait for one more instruction (SDM 2B STI).
+                self.asm.load_gs(RCX, field!(interrupt_flag));
+                self.asm.mov_immediate(R11, next);
+                let was_clear = self.asm.jrcxz();
+                self.asm.mov_immediate(R11, crate::context::NOWHERE);
+                self.must_reach(was_clear);
+                self.asm.store_gs(field!(after_sti), R11);
                 self.asm.store_immediate(Size::B8, Mem::Gs(field!(interrupt_flag)), IF);
-                // An event that comes now has to wait for one more instruction.
-                if i32::try_from(next as i64).is_ok() {
-                    self.asm.store_immediate(Size::B8, Mem::Gs(field!(after_sti)), next as i32);
-                } else {
-                    self.asm.mov_immediate(R11, next);
-                    self.asm.store_gs(field!(after_sti), R11);
-                }
             }
             Mnemonic::Stac | Mnemonic::Clac if !mode.user && self.request.features.view_switch => {
                 let open = instruction.mnemonic() == Mnemonic::Stac;
