@@ -6,7 +6,7 @@
 use crate::cache;
 use crate::stubs::ExitReason;
 use engine::Counters;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Mnemonic};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use std::collections::HashMap;
 
 /// Addresses remembered as untranslatable; a guest may have any number of them.
@@ -29,8 +29,9 @@ pub(crate) struct Counts {
     pub(crate) fallbacks: Option<Fallbacks>,
 }
 
-/// An instruction for people; `None`: it goes on in the next page, where a block never goes.
-type Name = Option<Mnemonic>;
+/// An instruction for people, and the system register that it moves to or from, if any; `None`: it goes on in the next page,
+/// where a block never goes.
+type Name = Option<(Mnemonic, Register)>;
 
 /// Instructions that were left to the reference, by mnemonic.
 #[derive(Clone, Default, Debug)]
@@ -42,8 +43,18 @@ pub(crate) struct Fallbacks {
 
 fn name(bytes: &[u8], long: bool) -> Name {
     let mut decoder = Decoder::new(if long { 64 } else { 32 }, bytes, DecoderOptions::NONE);
-    let mnemonic = decoder.decode().mnemonic();
-    (decoder.last_error() != DecoderError::NoMoreBytes).then_some(mnemonic)
+    let instruction = decoder.decode();
+    let whole = decoder.last_error() != DecoderError::NoMoreBytes;
+    whole.then(|| (instruction.mnemonic(), system_register(&instruction)))
+}
+
+/// The segment, control or debug register among the operands.
+fn system_register(instruction: &Instruction) -> Register {
+    (0..instruction.op_count())
+        .filter(|&index| instruction.op_kind(index) == OpKind::Register)
+        .map(|index| instruction.op_register(index))
+        .find(|register| register.is_segment_register() || register.is_cr() || register.is_dr())
+        .unwrap_or_default()
 }
 
 impl Fallbacks {
@@ -69,10 +80,11 @@ impl Fallbacks {
 
     fn counters(&self, into: &mut Counters) {
         let mut sorted: Vec<_> = self.counts.iter().collect();
-        sorted.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), name.map(|name| name as u32)));
+        sorted.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), **name));
         for (name, count) in sorted {
             let name = match name {
-                Some(mnemonic) => format!("{mnemonic:?}").to_lowercase(),
+                Some((mnemonic, Register::None)) => format!("{mnemonic:?}").to_lowercase(),
+                Some((mnemonic, register)) => format!("{mnemonic:?}_{register:?}").to_lowercase(),
                 None => "(crosses_pages)".to_owned(),
             };
             into.add("fallbacks", name, *count);
@@ -124,6 +136,7 @@ mod tests {
         // 0x48 is a prefix in 64-bit code and DEC in 32-bit code.
         fallbacks.note(&[0x48, 0x0f, 0x07], true);
         fallbacks.note(&[0x48, 0x0f, 0x07], false);
+        fallbacks.note(&[0x0f, 0x22, 0xd8], true);
         // Its displacement is on the next page.
         fallbacks.note(&[0xe8, 0x00], true);
         let mut counters = Counters::new();
@@ -134,6 +147,7 @@ mod tests {
         assert_eq!(counters.value("fallbacks", "sysret"), None);
         assert_eq!(counters.value("fallbacks", "sysretq"), Some(1));
         assert_eq!(counters.value("fallbacks", "dec"), Some(1));
+        assert_eq!(counters.value("fallbacks", "mov_cr3"), Some(1));
         assert_eq!(counters.value("fallbacks", "(crosses_pages)"), Some(1));
     }
 
