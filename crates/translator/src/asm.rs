@@ -54,6 +54,15 @@ impl Mem {
         Self::At { base: Some(base), index: None, disp }
     }
 
+    /// Whether `reg` is part of it.
+    pub(crate) fn uses(&self, reg: Reg) -> bool {
+        match *self {
+            Self::Gs(_) => false,
+            Self::GsTable(index, _) => index == reg,
+            Self::At { base, index, .. } => base == Some(reg) || index.is_some_and(|(index, _)| index == reg),
+        }
+    }
+
     fn gs(&self) -> bool {
         !matches!(self, Self::At { .. })
     }

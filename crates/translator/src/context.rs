@@ -34,9 +34,12 @@ pub(crate) struct Context {
     pub(crate) reason: u64,
     /// What goes with the reason: the number of a link or a block, or a host address.
     pub(crate) argument: u64,
-    /// The translator's scratch registers R10 and R11 when it stopped.
-    pub(crate) r10: u64,
+    /// The translator's scratch register R11 when it stopped.
     pub(crate) r11: u64,
+    /// What an instruction's code keeps for itself while its scratch registers are busy.
+    pub(crate) held: u64,
+    /// The same for what a PUSH or POP moves.
+    pub(crate) pushed: u64,
     /// The guest instruction of the last RET, as a block's number and an offset in it.
     pub(crate) last_return: u64,
     /// Host address of `fill`, and what it is called with: for a store, how many bytes.
@@ -47,7 +50,7 @@ pub(crate) struct Context {
     pub(crate) filled: u64,
     /// Bytes of the access that may cross a page.
     pub(crate) cross_size: u64,
-    /// R10, while a stub needs it.
+    /// Guest R10, while a stub needs its register.
     pub(crate) saved: u64,
     /// The bytes of a load that crosses into a page that doesn't follow in RAM, as misaligned as they are in the guest.
     pub(crate) bounce: [u64; 24],
@@ -215,8 +218,8 @@ const fn size_of_field<T>(_: fn(&Context) -> &T) -> usize {
 }
 
 /// Offset, size and name of each field.
-static FIELDS: [(usize, usize, &str); 47] = fields! {
-    gpr flags system_flags alignment_flag interrupt_flag calm proceed host_rsp stack_base target reason argument r10 r11 last_return fill fill_bytes vcpu filled cross_size saved bounce page_mask cross_masks offset_mask outside_mask watched_mask granule_mask one sign_mask left target_mask segment_base tsc_offset kernel_gs_base tsc_aux selectors control after_sti popf_mask interrupt_mask bit_masks views vector_ready vector_saved xsave_mask host_mxcsr
+static FIELDS: [(usize, usize, &str); 48] = fields! {
+    gpr flags system_flags alignment_flag interrupt_flag calm proceed host_rsp stack_base target reason argument r11 held pushed last_return fill fill_bytes vcpu filled cross_size saved bounce page_mask cross_masks offset_mask outside_mask watched_mask granule_mask one sign_mask left target_mask segment_base tsc_offset kernel_gs_base tsc_aux selectors control after_sti popf_mask interrupt_mask bit_masks views vector_ready vector_saved xsave_mask host_mxcsr
 };
 
 macro_rules! field {

@@ -1,6 +1,6 @@
 //! The fixed pieces of code at the start of code memory: the way in, the ways out, and what translated code calls.
 //!
-//! While translated code runs, guest registers are where [`crate::emit::host`] says, RCX, R10 and R11 are scratch, RSP points into
+//! While translated code runs, guest registers are where [`crate::emit::host`] says, RCX and R11 are scratch, RSP points into
 //! the stack of host return addresses, flags are the guest's, and GS points at the view in force. Every stub keeps to that.
 
 pub(crate) mod string;
@@ -140,7 +140,6 @@ fn spill(asm: &mut Asm) {
             asm.store_gs(gpr(index), reg);
         }
     }
-    asm.store_gs(field!(r10), R10);
     asm.store_gs(field!(r11), R11);
     asm.raw(&[0x9c]); // pushfq
     asm.pop_mem(Mem::Gs(field!(flags)));
@@ -155,7 +154,6 @@ fn unspill(asm: &mut Asm) {
             asm.load_gs(reg, gpr(index));
         }
     }
-    asm.load_gs(R10, field!(r10));
     asm.load_gs(R11, field!(r11));
 }
 
@@ -196,8 +194,8 @@ pub(crate) enum Want {
     CrossingWrite,
 }
 
-/// A stub that calls Rust's `fill` with the address in R11 and returns what it returned in RCX, or leaves if that was zero. R10 and R11
-/// are kept.
+/// A stub that calls Rust's `fill` with the address in R11 and returns what it returned in RCX, or leaves if that was zero. R11 is
+/// kept.
 fn call_rust(asm: &mut Asm, want: Want, vzeroupper: &[u8], xsaveopt: bool) -> u64 {
     let at = asm.here();
     spill(asm);
@@ -375,14 +373,14 @@ pub(crate) fn write(code: &mut CodeMemory, avx: bool, xsaveopt: bool) -> Stubs {
     stubs
 }
 
-/// The stubs for stores to pages without an entry: see [`Stubs::store`]. RCX is free, R10 and R11 are kept. Where the page is watched
+/// The stubs for stores to pages without an entry: see [`Stubs::store`]. RCX is free, R11 is kept. Where the page is watched
 /// and none of the granules is marked, they say what to add; else they ask Rust.
 fn write_stores(asm: &mut Asm, stubs: &mut Stubs, vzeroupper: &[u8], xsaveopt: bool) {
     let slow = call_rust(asm, Want::Store, vzeroupper, xsaveopt);
     for exponent in 0..stubs.store.len() {
         let bytes = 1 << exponent;
         stubs.store[exponent] = asm.here();
-        asm.store_gs(field!(r10), R10);
+        asm.store_gs(gpr(10), R10);
         asm.store_gs(gpr(0), RAX);
         asm.pext(RAX, R11, field!(watched_mask));
         // R10: the address's offset in the page that is watched.
@@ -391,7 +389,7 @@ fn write_stores(asm: &mut Asm, stubs: &mut Stubs, vzeroupper: &[u8], xsaveopt: b
         asm.pext(RCX, R10, field!(outside_mask));
         let found = asm.jrcxz();
         let miss = asm.here();
-        asm.load_gs(R10, field!(r10));
+        asm.load_gs(R10, gpr(10));
         asm.load_gs(RAX, gpr(0));
         asm.store_immediate(Size::B8, Mem::Gs(field!(fill_bytes)), bytes);
         asm.jump(slow);
@@ -413,21 +411,23 @@ fn write_stores(asm: &mut Asm, stubs: &mut Stubs, vzeroupper: &[u8], xsaveopt: b
         asm.pext(RAX, R11, field!(watched_mask));
         asm.load(Size::B8, RCX, Mem::GsTable(RAX, own(WATCHED_DELTAS)));
         asm.load_gs(RAX, gpr(0));
-        asm.load_gs(R10, field!(r10));
+        asm.load_gs(R10, gpr(10));
         asm.ret();
     }
 }
 
-/// Jumps to the translation of the guest address in R11 if the table has it, else to `unknown`. Uses RCX and R10.
+/// Jumps to the translation of the guest address in R11 if the table has it, else to `unknown`. Uses RCX.
 pub(crate) fn look_up(asm: &mut Asm, user: bool, unknown: u64) {
     use crate::context::{target_hosts, target_tags};
-    asm.pext(R10, R11, field!(target_mask));
-    asm.load(Size::B8, RCX, Mem::GsTable(R10, gs(target_tags(user))));
+    asm.pext(RCX, R11, field!(target_mask));
+    asm.store_gs(field!(held), RCX);
+    asm.load(Size::B8, RCX, Mem::GsTable(RCX, gs(target_tags(user))));
     asm.lea(RCX, Mem::sum(RCX, R11));
     let hit = asm.jrcxz();
     asm.jump(unknown);
     assert!(asm.fill(hit));
-    asm.jump_mem(Mem::GsTable(R10, gs(target_hosts(user))));
+    asm.load_gs(RCX, field!(held));
+    asm.jump_mem(Mem::GsTable(RCX, gs(target_hosts(user))));
 }
 
 const _: () = assert!(offset_of!(Context, gpr) == 0);

@@ -39,7 +39,7 @@ impl Emitter<'_> {
                 self.indirect_target(instruction)?;
                 self.probe();
                 let hosts = gs(target_hosts(self.request.mode.user));
-                self.asm.jump_mem(Mem::GsTable(R10, hosts));
+                self.asm.jump_mem(Mem::GsTable(RCX, hosts));
             }
             Code::Call_rm64 | Code::Call_rm32 if long == (instruction.code() == Code::Call_rm64) => {
                 if !self.has_stack() {
@@ -48,7 +48,7 @@ impl Emitter<'_> {
                 self.indirect_target(instruction)?;
                 self.probe();
                 let hosts = gs(target_hosts(self.request.mode.user));
-                self.asm.load(Size::B8, RCX, Mem::GsTable(R10, hosts));
+                self.asm.load(Size::B8, RCX, Mem::GsTable(RCX, hosts));
                 self.asm.store_gs(field!(target), RCX);
                 self.call(instruction, None);
             }
@@ -213,7 +213,9 @@ impl Emitter<'_> {
             self.can_address(instruction)?;
             let from = self.access(instruction, self.slot() as u32, false);
             self.asm.load(size, R11, from);
+            self.window = None;
         } else {
+            self.window = None;
             let reg = self.read_guest(number(instruction.op0_register()), R11);
             if self.request.mode.long {
                 if reg != R11 {
@@ -231,42 +233,45 @@ impl Emitter<'_> {
     ///   +002b  mov r11,rax
     ///   +002e  mov rcx,gs:[proceed]              from here on
     ///   +0037  mov ecx,[rcx]
-    ///   +0039  jrcxz +0055
-    ///   +003b  pext r10,r11,gs:[target_mask]
-    ///   +0046  mov rcx,gs:[r10*8+tags.user]
-    ///   +004f  lea rcx,[rcx+r11]
-    ///   +0053  jrcxz +005a
-    ///   +0055  call interpret                    to here
-    ///   +005a  jmp qword ptr gs:[r10*8+hosts.user]
+    ///   +0039  jrcxz +005e
+    ///   +003b  pext rcx,r11,gs:[target_mask]
+    ///   +0046  mov gs:[held],rcx
+    ///   +004f  mov rcx,gs:[rcx*8+tags.user]
+    ///   +0058  lea rcx,[rcx+r11]
+    ///   +005c  jrcxz +0063
+    ///   +005e  call interpret                    to here
+    ///   +0063  mov rcx,gs:[held]
+    ///   +006c  jmp qword ptr gs:[rcx*8+hosts.user]
     /// ```
     ///
-    /// Finds the slot of the target in R11 (R10, then) or leaves the instruction to the reference.
+    /// Finds the slot of the target in R11 (RCX, then) or leaves the instruction to the reference.
     fn probe(&mut self) {
         self.window = None;
         self.make_room();
         self.asm.load_gs(RCX, field!(proceed));
         self.asm.load(Size::B4, RCX, Mem::near(RCX, 0));
         let stop = self.asm.jrcxz();
-        self.asm.pext(R10, R11, field!(target_mask));
-        self.asm.load(Size::B8, RCX, Mem::GsTable(R10, gs(target_tags(self.request.mode.user))));
+        self.asm.pext(RCX, R11, field!(target_mask));
+        self.asm.store_gs(field!(held), RCX);
+        self.asm.load(Size::B8, RCX, Mem::GsTable(RCX, gs(target_tags(self.request.mode.user))));
         self.asm.lea(RCX, Mem::sum(RCX, R11));
         let hit = self.asm.jrcxz();
         self.must_reach(stop);
         self.asm.call(self.request.stubs.interpret);
         self.must_reach(hit);
+        self.asm.load_gs(RCX, field!(held));
     }
 
     /// ```text
     /// call 0x1105
-    ///   +002b  lea r11,[r15-8]
-    ///   ...                                      look-up for writing
-    ///   +0059  mov qword ptr [r11+rcx],0x1005
-    ///   +0061  lea r15,[r15-8]
-    ///   +0065  call +008b                        link 0
-    ///   +006a  lea rcx,[r11-0x1005]              back: from where the guest expects?
-    ///   +0071  jrcxz +0078
-    ///   +0073  jmp look_up_return.user
-    ///   +0078  jmp +00aa                         link 1
+    ///   ...                                      look-up of [r15-8] for writing
+    ///   +0059  mov qword ptr [r15+rcx-8],0x1005
+    ///   +0062  lea r15,[r15-8]
+    ///   +0066  call +00a5                        link 0
+    ///   +006b  lea rcx,[r11-0x1005]              back: from where the guest expects?
+    ///   +0072  jrcxz +0079
+    ///   +0074  jmp look_up_return.user
+    ///   +0079  jmp +00c4                         link 1
     /// ```
     ///
     /// Pushes the return address and calls `target`, or what the context's `target` says.
@@ -282,7 +287,7 @@ impl Emitter<'_> {
         if !self.request.mode.long || i32::try_from(next as i64).is_ok() {
             self.asm.store_immediate(size, to, next as i32);
         } else {
-            let scratch = self.spare(to);
+            let (scratch, to) = self.spare(to);
             self.asm.mov_immediate(scratch, next);
             self.asm.store(size, to, scratch);
         }
@@ -320,6 +325,7 @@ impl Emitter<'_> {
         let (slot, size) = (self.slot(), if self.request.mode.long { Size::B8 } else { Size::B4 });
         let from = self.stack_access(0, false);
         self.asm.load(size, R11, from);
+        self.window = None;
         let here =
             u64::from(self.request.block) << 12 | instruction.ip().wrapping_sub(self.request.rip) & 0xfff;
         self.asm.store_immediate(Size::B8, Mem::Gs(field!(last_return)), here as i32);

@@ -107,11 +107,13 @@ fn golden_registers() {
             &[0x49, 0x89, 0xc1],                         // mov r9, rax
             &[0x41, 0x89, 0xc7],                         // mov r15d, eax
             &[0x4d, 0x01, 0xda],                         // add r10, r11
+            &[0x4d, 0x01, 0xeb],                         // add r11, r13
             &[0x66, 0x41, 0x83, 0xc1, 0x01],             // add r9w, 1
             &[0x00, 0xdc],                               // add ah, bl
             &[0x88, 0xc5],                               // mov ch, al
             &[0xd3, 0xe0],                               // shl eax, cl
             &[0x49, 0xd3, 0xea],                         // shr r10, cl
+            &[0x49, 0xd3, 0xe5],                         // shl r13, cl
             &[0x48, 0xd3, 0xe1],                         // shl rcx, cl
             &[0x48, 0x0f, 0xa5, 0xd8],                   // shld rax, rbx, cl
             &[0x48, 0xf7, 0xe1],                         // mul rcx
@@ -123,6 +125,7 @@ fn golden_registers() {
             &[0xc4, 0xe2, 0xfb, 0xf6, 0xc3],             // mulx rax, rax, rbx
             &[0x48, 0x8d, 0x44, 0x8b, 0x08],             // lea rax, [rbx+rcx*4+8]
             &[0x4f, 0x8d, 0x0c, 0x53],                   // lea r9, [r11+r10*2]
+            &[0x4f, 0x8d, 0x5c, 0x7d, 0x00],             // lea r11, [r13+r15*2]
             &[0x4c, 0x8d, 0x0d, 0x10, 0x00, 0x00, 0x00], // lea r9, [rip+0x10]
             &[0x90],                                     // nop
             &[0x0f, 0xae, 0xe8],                         // lfence
@@ -141,23 +144,30 @@ fn golden_memory() {
             &[0x48, 0x8b, 0x47, 0x08, 0x48, 0x8b, 0x57, 0x10, 0x48, 0x83, 0xc7, 0x08, 0xff, 0x07],
             // One of the stack: push rbx; push r9; mov [rsp+8], rax; pop rcx
             &[0x53, 0x41, 0x51, 0x48, 0x89, 0x44, 0x24, 0x08, 0x59],
-            &[0x8a, 0x07],                                           // mov al, [rdi]
-            &[0x8b, 0x07],                                           // mov eax, [rdi]
-            &[0x8b, 0x47, 0x08],                                     // mov eax, [rdi+8]
-            &[0x8b, 0x44, 0xf7, 0xfc],                               // mov eax, [rdi+rsi*8-4]
-            &[0x48, 0x8b, 0x05, 0x00, 0x01, 0x00, 0x00],             // mov rax, [rip+0x100]
-            &[0x8b, 0x04, 0x25, 0x34, 0x12, 0x00, 0x00],             // mov eax, [0x1234]
-            &[0x8b, 0x04, 0x25, 0xfe, 0x1f, 0x00, 0x00],             // mov eax, [0x1ffe]
-            &[0x64, 0x8b, 0x04, 0x25, 0x28, 0x00, 0x00, 0x00],       // mov eax, fs:[0x28]
-            &[0x65, 0x8b, 0x07],                                     // mov eax, gs:[rdi]
-            &[0x67, 0x8b, 0x04, 0x37],                               // mov eax, [edi+esi]
-            &[0x8b, 0x01],                                           // mov eax, [rcx]
-            &[0x8b, 0x44, 0x24, 0x08],                               // mov eax, [rsp+8]
-            &[0x43, 0x8b, 0x04, 0x51],                               // mov eax, [r9+r10*2]
+            &[0x8a, 0x07],                                     // mov al, [rdi]
+            &[0x8b, 0x07],                                     // mov eax, [rdi]
+            &[0x8b, 0x47, 0x08],                               // mov eax, [rdi+8]
+            &[0x8b, 0x44, 0xf7, 0xfc],                         // mov eax, [rdi+rsi*8-4]
+            &[0x48, 0x8b, 0x05, 0x00, 0x01, 0x00, 0x00],       // mov rax, [rip+0x100]
+            &[0x8b, 0x04, 0x25, 0x34, 0x12, 0x00, 0x00],       // mov eax, [0x1234]
+            &[0x8b, 0x04, 0x25, 0xfe, 0x1f, 0x00, 0x00],       // mov eax, [0x1ffe]
+            &[0x64, 0x8b, 0x04, 0x25, 0x28, 0x00, 0x00, 0x00], // mov eax, fs:[0x28]
+            &[0x65, 0x8b, 0x07],                               // mov eax, gs:[rdi]
+            &[0x67, 0x8b, 0x04, 0x37],                         // mov eax, [edi+esi]
+            &[0x8b, 0x01],                                     // mov eax, [rcx]
+            &[0x8b, 0x44, 0x24, 0x08],                         // mov eax, [rsp+8]
+            &[0x43, 0x8b, 0x04, 0x51],                         // mov eax, [r9+r10*2]
+            &[0x43, 0x8b, 0x44, 0x7d, 0x00],                   // mov eax, [r13+r15*2]
+            &[0x4c, 0x8b, 0x2f],                               // mov r13, [rdi]
+            &[0xc4, 0x62, 0x83, 0xf6, 0x2f],                   // mulx r13, r15, [rdi]
+            // In a window: mov r13, [rdi+8]; mov rax, [rdi]; mov [rdi], r13
+            &[0x4c, 0x8b, 0x6f, 0x08, 0x48, 0x8b, 0x07, 0x4c, 0x89, 0x2f],
             &[0x4d, 0x8b, 0x1f],                                     // mov r11, [r15]
             &[0x8a, 0x37],                                           // mov dh, [rdi]
             &[0x48, 0x89, 0x44, 0x24, 0x08],                         // mov [rsp+8], rax
             &[0x4c, 0x89, 0x0f],                                     // mov [rdi], r9
+            &[0x4c, 0x89, 0x2f],                                     // mov [rdi], r13
+            &[0x4d, 0x89, 0x5d, 0x00],                               // mov [r13], r11
             &[0x48, 0xc7, 0x07, 0x05, 0x00, 0x00, 0x00],             // mov qword [rdi], 5
             &[0x64, 0x48, 0x89, 0x0c, 0x25, 0x10, 0x00, 0x00, 0x00], // mov fs:[0x10], rcx
             &[0x48, 0x01, 0x07],                                     // add [rdi], rax
@@ -168,6 +178,7 @@ fn golden_memory() {
             &[0xf0, 0xff, 0x07],                                     // lock inc dword [rdi]
             &[0xf0, 0x0f, 0xc1, 0x0f],                               // lock xadd [rdi], ecx
             &[0xf0, 0x4c, 0x0f, 0xb1, 0x17],                         // lock cmpxchg [rdi], r10
+            &[0xf0, 0x4c, 0x0f, 0xb1, 0x2f],                         // lock cmpxchg [rdi], r13
             &[0xf0, 0x48, 0x0f, 0xc7, 0x0f],                         // lock cmpxchg16b [rdi]
             &[0x48, 0xf7, 0x37],                                     // div qword [rdi]
             &[0x0f, 0xa3, 0x07],                                     // bt [rdi], eax
@@ -185,10 +196,12 @@ fn golden_stack() {
             &[0x55],                   // push rbp
             &[0x54],                   // push rsp
             &[0x41, 0x51],             // push r9
+            &[0x41, 0x55],             // push r13
             &[0x6a, 0x05],             // push 5
             &[0xff, 0x37],             // push qword [rdi]
             &[0x5b],                   // pop rbx
             &[0x41, 0x5a],             // pop r10
+            &[0x41, 0x5d],             // pop r13
             &[0x5c],                   // pop rsp
             &[0x8f, 0x44, 0x24, 0x08], // pop qword [rsp+8]
             &[0xc9],                   // leave

@@ -4,10 +4,10 @@
 //!
 //! Instructions of a block that reach memory through the same base register and constant displacements nearly always mean the same
 //! page. At the first of them the emitter looks ahead how far they reach (the *window*), checks once that the whole of it
-//! lies in one page, looks that page up, and keeps what has to be added to addresses in R10. The others then
+//! lies in one page, looks that page up, and keeps what has to be added to addresses in R11. The others then
 //! are single instructions again. Where a window does cross pages, or its page has no entry for writes, the block is left for a
 //! translation that looks up every access by itself ([`Mode::single`](super::Mode)). A window ends where its base changes by
-//! something other than a constant, where R10 is needed, or with the block; a window for reads ends at a write, so that no D bit
+//! something other than a constant, where R11 is needed, or with the block; a window for reads ends at a write, so that no D bit
 //! is set before its time.
 
 use super::{Emitter, Island, LinkSite, NotEmitted, host, number};
@@ -17,15 +17,64 @@ use iced_x86::{FlowControl, Instruction, Mnemonic, OpAccess, OpKind, Register};
 use shadow::SHARED_BYTES;
 use x86::state::seg;
 
-/// A linear address in a host register.
-#[derive(Clone, Copy)]
-pub(super) struct Address {
-    pub(super) reg: Reg,
-    /// Its value, where it is known.
-    known: Option<u64>,
+/// A linear address, as an instruction computes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Address {
+    /// Registers and displacement. None of the registers is RCX, and R11 is only there alone.
+    At { base: Option<Reg>, index: Option<(Reg, u8)>, disp: i32 },
+    /// A constant.
+    Known(u64),
 }
 
-/// A range of addresses around a base register that is known to lie in one page whose look-up is in R10.
+impl Address {
+    /// The address in `reg`.
+    pub(super) const fn of(reg: Reg) -> Self {
+        Self::At { base: Some(reg), index: None, disp: 0 }
+    }
+
+    /// The address in R11.
+    pub(super) const fn in_r11() -> Self {
+        Self::of(R11)
+    }
+
+    /// Whether it occupies R11.
+    pub(super) fn uses_r11(self) -> bool {
+        self == Self::in_r11()
+    }
+
+    /// Loads it into R11.
+    pub(super) fn to_r11(self, asm: &mut Asm) {
+        match self {
+            Self::Known(value) => asm.mov_immediate(R11, value),
+            _ if self.uses_r11() => {}
+            Self::At { base: Some(base), index: None, disp: 0 } => asm.mov(R11, base),
+            Self::At { base, index, disp } => asm.lea(R11, Mem::At { base, index, disp }),
+        }
+    }
+
+    /// The operand for it where RCX has what must be added.
+    fn operand(self, asm: &mut Asm) -> Mem {
+        match self {
+            Self::Known(value) => match i32::try_from(value as i64) {
+                Ok(disp) => Mem::near(RCX, disp),
+                Err(_) => {
+                    asm.mov_immediate(R11, value);
+                    Mem::sum(R11, RCX)
+                }
+            },
+            Self::At { base: Some(base), index: None, disp } => {
+                Mem::At { base: Some(base), index: Some((RCX, 1)), disp }
+            }
+            Self::At { base: Some(base), index, disp } => {
+                asm.lea(RCX, Mem::sum(RCX, base));
+                Mem::At { base: Some(RCX), index, disp }
+            }
+            Self::At { base: None, index, disp } => Mem::At { base: Some(RCX), index, disp },
+        }
+    }
+}
+
+/// A range of addresses around a base register that is known to lie in one page whose look-up is in R11.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Window {
     /// Guest register.
@@ -218,11 +267,11 @@ impl Emitter<'_> {
         }
     }
 
-    /// Looks a new window up, and gives the operand. R11 and RCX are free afterwards.
+    /// Looks a new window up, and gives the operand. RCX is free afterwards.
     pub(super) fn enter_window(&mut self, windowed: Windowed) -> Mem {
         let Windowed { window, new, disp } = windowed;
         let base = windowed.reg();
-        let operand = Mem::At { base: Some(base), index: Some((R10, 1)), disp };
+        let operand = Mem::At { base: Some(base), index: Some((R11, 1)), disp };
         if !new {
             return operand;
         }
@@ -231,21 +280,24 @@ impl Emitter<'_> {
         let target = self.request.rip.wrapping_add(u64::from(self.guest));
         self.links.push(LinkSite { jump: 0, stub: 0, target, single: true });
         let guest = self.guest;
-        let leave =
-            |from| Island { from, address: R11, stub: 0, back: 0, crossing: None, link: Some(link), guest };
+        let address = Address::At { base: Some(base), index: None, disp };
+        let leave = |from| Island {
+            from,
+            address,
+            keeps: false,
+            stub: 0,
+            back: 0,
+            crossing: None,
+            link: Some(link),
+            guest,
+        };
         let wide = (window.high - window.low) as u32;
         self.asm.lea(RCX, Mem::near(base, window.high - 1));
         self.asm.pext(RCX, RCX, cross_mask(wide.next_power_of_two().max(2)));
         let crosses = self.asm.jrcxz();
         self.islands.push(leave(crosses));
-        let address = if disp == 0 {
-            base
-        } else {
-            self.asm.lea(R11, Mem::near(base, disp));
-            R11
-        };
         let back = self.asm.len();
-        self.asm.pext(RCX, address, field!(page_mask));
+        self.page(address);
         if window.write {
             self.asm.not(RCX);
             self.asm.load(Size::B8, RCX, Mem::GsTable(RCX, -(SHARED_BYTES as i32)));
@@ -256,9 +308,18 @@ impl Emitter<'_> {
             self.asm.load(Size::B8, RCX, Mem::GsTable(RCX, 0));
             let from = self.asm.jrcxz();
             let stub = self.request.stubs.fill_read;
-            self.islands.push(Island { from, address, stub, back, crossing: None, link: None, guest });
+            self.islands.push(Island {
+                from,
+                address,
+                keeps: false,
+                stub,
+                back,
+                crossing: None,
+                link: None,
+                guest,
+            });
         }
-        self.asm.mov(R10, RCX);
+        self.asm.mov(R11, RCX);
         self.window = Some(window);
         operand
     }
@@ -269,8 +330,7 @@ impl Emitter<'_> {
             return self.enter_window(windowed);
         }
         let address = self.address(instruction, 0);
-        self.look_up(address, bytes, write);
-        Mem::sum(address.reg, RCX)
+        self.look_up(address, bytes, write)
     }
 
     /// The stack slot at `disp` from the top, checked and looked up.
@@ -281,24 +341,26 @@ impl Emitter<'_> {
             return self.enter_window(windowed);
         }
         let address = self.stack_address(disp);
-        self.look_up(address, self.slot() as u32, write);
-        Mem::sum(address.reg, RCX)
+        self.look_up(address, self.slot() as u32, write)
     }
 
     /// The slot that RBP points to, looked up for reading.
     pub(super) fn frame_access(&mut self) -> Mem {
         let address = self.register_address(5);
-        self.look_up(address, self.slot() as u32, false);
-        Mem::sum(address.reg, RCX)
+        self.look_up(address, self.slot() as u32, false)
     }
 
-    /// A register that is free beside an operand.
-    pub(super) fn spare(&mut self, operand: Mem) -> Reg {
-        if let Mem::At { index: Some((R10, _)), .. } = operand {
-            return R11;
+    /// A register that is free beside an operand, and the operand.
+    pub(super) fn spare(&mut self, operand: Mem) -> (Reg, Mem) {
+        if !operand.uses(RCX) {
+            return (RCX, operand);
         }
         self.window = None;
-        R10
+        if !operand.uses(R11) {
+            return (R11, operand);
+        }
+        self.asm.lea(RCX, operand);
+        (R11, Mem::near(RCX, 0))
     }
 }
 
@@ -325,64 +387,118 @@ impl Emitter<'_> {
         if mode.flat >> slot & 1 != 0 { Ok(()) } else { Err(NotEmitted) }
     }
 
-    /// Emits the computation of the operand's linear address. Uses R11 and RCX. `pushed`: bytes to add where the base is RSP.
+    /// Whether [`Self::address`] will give R11.
+    pub(super) fn address_needs_r11(&self, instruction: &Instruction) -> bool {
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        if matches!(instruction.memory_segment(), Register::FS | Register::GS) {
+            return true;
+        }
+        if let Some(value) = self.constant(instruction) {
+            return i32::try_from(value as i64).is_err();
+        }
+        let homeless = |register: Register| register != Register::None && host(number(register)).is_none();
+        let narrow = !self.request.mode.long || base.size() == 4 || index.size() == 4;
+        let far = instruction.memory_displacement64() as i32 > i32::MAX - 4096;
+        narrow || far || homeless(base) || homeless(index)
+    }
+
+    /// The operand's offset in its segment, where it doesn't depend on registers.
+    fn constant(&self, instruction: &Instruction) -> Option<u64> {
+        let long = self.request.mode.long;
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
+        let displacement = instruction.memory_displacement64();
+        // Iced has added RIP already.
+        if index != Register::None || !matches!(base, Register::None | Register::RIP | Register::EIP) {
+            return None;
+        }
+        // Iced gives a lone displacement 8 bytes where the address size is 64.
+        let narrow =
+            !long || base == Register::EIP || base == Register::None && instruction.memory_displ_size() == 4;
+        Some(if narrow { displacement & 0xffff_ffff } else { displacement })
+    }
+
+    /// Emits the computation of the operand's linear address. Uses R11 (then the window is gone) and RCX. `pushed`: bytes to add where
+    /// the base is RSP.
     pub(super) fn address(&mut self, instruction: &Instruction, pushed: i32) -> Address {
+        let long = self.request.mode.long;
+        let (base, index) = (instruction.memory_base(), instruction.memory_index());
         let base_slot = match instruction.memory_segment() {
             Register::FS => Some(seg::FS),
             Register::GS => Some(seg::GS),
             _ => None,
         };
-        let address = self.offset(instruction, pushed);
-        let Some(slot) = base_slot else { return address };
-        self.asm.load_gs(RCX, segment_base(slot));
-        let sum = Mem::sum(RCX, address.reg);
-        if self.request.mode.long {
-            self.asm.lea(R11, sum);
-        } else {
-            self.asm.lea32(R11, sum);
+        if self.address_needs_r11(instruction) {
+            self.window = None;
         }
-        Address { reg: R11, known: None }
-    }
-
-    /// Emits the computation of the operand's offset in its segment.
-    fn offset(&mut self, instruction: &Instruction, pushed: i32) -> Address {
-        let long = self.request.mode.long;
-        let (base, index) = (instruction.memory_base(), instruction.memory_index());
-        let displacement = instruction.memory_displacement64();
-        if base == Register::None && index == Register::None || matches!(base, Register::RIP | Register::EIP)
-        {
-            // Iced has added RIP already.
-            // Iced gives a lone displacement 8 bytes where the address size is 64.
-            let narrow = !long
-                || base == Register::EIP
-                || base == Register::None && instruction.memory_displ_size() == 4;
-            let value = if narrow { displacement & 0xffff_ffff } else { displacement };
-            self.asm.mov_immediate(R11, value);
-            return Address { reg: R11, known: Some(value) };
+        let constant = self.constant(instruction);
+        if let (Some(value), None) = (constant, base_slot) {
+            return Address::Known(value);
         }
-        let mem = self.register_operand(instruction, pushed);
         let narrow = !long || base.size() == 4 || base == Register::None && index.size() == 4;
-        if narrow {
-            self.asm.lea32(R11, mem);
-            return Address { reg: R11, known: None };
+        let Some(slot) = base_slot else {
+            if !self.address_needs_r11(instruction) {
+                let Mem::At { base, index, disp } = self.register_operand(instruction, pushed, R11) else {
+                    unreachable!("registers and a displacement")
+                };
+                return Address::At { base, index, disp };
+            }
+            let mem = self.register_operand(instruction, pushed, R11);
+            if narrow {
+                self.asm.lea32(R11, mem);
+            } else if mem != Mem::near(R11, 0) {
+                self.asm.lea(R11, mem);
+            }
+            return Address::in_r11();
+        };
+        let offset = match constant {
+            Some(value) => match i32::try_from(value as i64) {
+                Ok(disp) => Mem::At { base: Some(R11), index: None, disp },
+                Err(_) => {
+                    self.asm.mov_immediate(RCX, value);
+                    Mem::sum(R11, RCX)
+                }
+            },
+            None => {
+                let mem = self.register_operand(instruction, pushed, RCX);
+                match mem {
+                    Mem::At { base: Some(base), index: None, disp } if !narrow => {
+                        Mem::At { base: Some(R11), index: Some((base, 1)), disp }
+                    }
+                    _ => {
+                        if narrow {
+                            self.asm.lea32(RCX, mem);
+                        } else {
+                            self.asm.lea(RCX, mem);
+                        }
+                        Mem::sum(R11, RCX)
+                    }
+                }
+            }
+        };
+        self.asm.load_gs(R11, segment_base(slot));
+        if long {
+            self.asm.lea(R11, offset);
+        } else {
+            self.asm.lea32(R11, offset);
         }
-        if let Mem::At { base: Some(reg), index: None, disp: 0 } = mem {
-            return Address { reg, known: None };
-        }
-        self.asm.lea(R11, mem);
-        Address { reg: R11, known: None }
+        Address::in_r11()
     }
 
-    /// The operand's registers and displacement in host registers, for LEA. Loads into R11 and RCX what has no host register.
-    pub(super) fn register_operand(&mut self, instruction: &Instruction, pushed: i32) -> Mem {
+    /// The operand's registers and displacement in host registers, for LEA. Loads into `scratch` (R11 or RCX) what has no
+    /// host register, and into both where two haven't.
+    pub(super) fn register_operand(&mut self, instruction: &Instruction, pushed: i32, scratch: Reg) -> Mem {
         let (base, index) = (instruction.memory_base(), instruction.memory_index());
         let mut disp = instruction.memory_displacement64() as i32;
         if base.full_register() == Register::RSP {
             disp = disp.wrapping_add(pushed);
         }
-        let base = (base != Register::None).then(|| self.read_guest(number(base), R11));
+        let base = (base != Register::None).then(|| self.read_guest(number(base), scratch));
+        let other = if base == Some(RCX) { R11 } else { RCX };
+        if base == Some(RCX) && index != Register::None && host(number(index)).is_none() {
+            self.window = None;
+        }
         let index = (index != Register::None)
-            .then(|| (self.read_guest(number(index), RCX), instruction.memory_index_scale() as u8));
+            .then(|| (self.read_guest(number(index), other), instruction.memory_index_scale() as u8));
         Mem::At { base, index, disp }
     }
 
@@ -407,25 +523,32 @@ impl Emitter<'_> {
     ///   +007d  jmp +003c
     /// ```
     ///
-    /// Emits checks and look-up for an access of `bytes` at `address`. Afterwards RCX is what has to be added to the address. R10
-    /// is kept.
-    pub(super) fn look_up(&mut self, address: Address, bytes: u32, write: bool) {
-        let Address { reg, known } = address;
+    /// Emits checks and look-up for an access of `bytes` at `address`, and gives the operand for it: RCX is in it, and R11 where
+    /// the address is. A window in R11 is kept otherwise.
+    pub(super) fn look_up(&mut self, address: Address, bytes: u32, write: bool) -> Mem {
         self.make_room();
-        let may_cross = match known {
-            Some(value) => value & 0xfff > 0x1000 - u64::from(bytes),
-            None => bytes > 1,
+        let keeps = self.window.is_some();
+        let may_cross = match address {
+            Address::Known(value) => value & 0xfff > 0x1000 - u64::from(bytes),
+            Address::At { .. } => bytes > 1,
         };
         let mut crossing = None;
         if may_cross {
             // Not zero where the last byte isn't among the first ones of a page.
-            self.asm.lea(RCX, Mem::near(reg, bytes as i32 - 1));
+            match address {
+                Address::Known(value) => {
+                    self.asm.mov_immediate(RCX, value.wrapping_add(u64::from(bytes) - 1));
+                }
+                Address::At { base, index, disp } => {
+                    self.asm.lea(RCX, Mem::At { base, index, disp: disp + bytes as i32 - 1 });
+                }
+            }
             self.asm.pext(RCX, RCX, cross_mask(bytes.next_power_of_two()));
             let from = self.asm.jrcxz();
             crossing = Some((from, self.asm.len()));
         }
         let back = self.asm.len();
-        self.asm.pext(RCX, reg, field!(page_mask));
+        self.page(address);
         let stub = if write {
             self.asm.not(RCX);
             self.asm.load(Size::B8, RCX, Mem::GsTable(RCX, -(SHARED_BYTES as i32)));
@@ -446,7 +569,8 @@ impl Emitter<'_> {
                 if self.request.mode.long { stubs.cross[usize::from(write)] } else { stubs.cross_narrow };
             self.islands.push(Island {
                 from,
-                address: reg,
+                address,
+                keeps,
                 stub,
                 back,
                 crossing: Some((bytes, after)),
@@ -456,43 +580,56 @@ impl Emitter<'_> {
         }
         self.islands.push(Island {
             from: from_fill,
-            address: reg,
+            address,
+            keeps,
             stub,
             back,
             crossing: None,
             link: None,
             guest,
         });
+        address.operand(&mut self.asm)
     }
 
-    /// The address of the stack's top plus `disp`, in R11 or in the register itself.
+    /// RCX: the page of an address.
+    fn page(&mut self, address: Address) {
+        match address {
+            Address::Known(value) => self.asm.mov_immediate(RCX, value >> 12 & PAGE_NUMBERS),
+            Address::At { base: Some(reg), index: None, disp: 0 } => {
+                self.asm.pext(RCX, reg, field!(page_mask));
+            }
+            Address::At { base, index, disp } => {
+                self.asm.lea(RCX, Mem::At { base, index, disp });
+                self.asm.pext(RCX, RCX, field!(page_mask));
+            }
+        }
+    }
+
+    /// The address of the stack's top plus `disp`.
     pub(super) fn stack_address(&mut self, disp: i32) -> Address {
         let rsp = host(4).expect("RSP has a host register");
-        if !self.request.mode.long {
-            self.asm.lea32(R11, Mem::near(rsp, disp));
-        } else if disp != 0 {
-            self.asm.lea(R11, Mem::near(rsp, disp));
-        } else {
-            return Address { reg: rsp, known: None };
+        if self.request.mode.long {
+            return Address::At { base: Some(rsp), index: None, disp };
         }
-        Address { reg: R11, known: None }
+        self.window = None;
+        self.asm.lea32(R11, Mem::near(rsp, disp));
+        Address::in_r11()
     }
 
-    /// An address that has been computed.
-    pub(super) fn computed(&self, reg: Reg) -> Address {
-        Address { reg, known: None }
-    }
-
-    /// An address that is in a guest register.
+    /// The address that is in a guest register.
     pub(super) fn register_address(&mut self, index: usize) -> Address {
-        if !self.request.mode.long {
-            let reg = self.read_guest(index, R11);
-            self.asm.mov32(R11, reg);
-            return Address { reg: R11, known: None };
-        }
         let reg = self.read_guest(index, R11);
-        Address { reg, known: None }
+        if !self.request.mode.long {
+            self.asm.mov32(R11, reg);
+        } else if reg != R11 {
+            return Address::of(reg);
+        }
+        self.window = None;
+        Address::in_r11()
     }
 }
+
+/// Page numbers that the views have entries for.
+const PAGE_NUMBERS: u64 = (1 << 36) - 1;
 
 const _: () = assert!(gs(SHARED_BYTES) == 0);

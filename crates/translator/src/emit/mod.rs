@@ -13,8 +13,8 @@
 //!
 //! An instruction without an emitter ends its block with a call of the `interpret` stub: the reference engine executes it.
 //!
-//! Registers: most guest registers live in a host register of their own ([`host`]); R9, R10, R11 and R15 live in the context. RCX, R10
-//! and R11 of the host are scratch; between guest instructions nothing is in them, but that R10 may hold a window (`memory`). Flags are the guest's at every instruction
+//! Registers: most guest registers live in a host register of their own ([`host`]); R11, R13 and R15 live in the context. RCX and
+//! R11 of the host are scratch; between guest instructions nothing is in them, but that R11 may hold a window (`memory`). Flags are the guest's at every instruction
 //! boundary *and at every point where a guest instruction may fault or leave*, so nothing that is inserted changes them.
 //! Nothing architectural changes before the last point of an instruction that may fault or leave: it can always be
 //! executed anew by the reference.
@@ -34,13 +34,15 @@ use crate::stubs::{ExitReason, Stubs};
 use iced_x86::{
     Decoder, DecoderOptions, Encoder, FlowControl, Instruction, InstructionInfoFactory, Register,
 };
+use memory::Address;
 
 /// The host register of guest register `index`, if it has one.
 pub(crate) const fn host(index: usize) -> Option<Reg> {
     match index {
         1 => Some(R9),
         4 => Some(R15),
-        9 | 10 | 11 | 15 => None,
+        9 => Some(R13),
+        11 | 13 | 15 => None,
         _ => Some(Reg(index as u8)),
     }
 }
@@ -160,8 +162,9 @@ type Emitted = Result<Flow, NotEmitted>;
 #[derive(Clone, Copy)]
 struct Island {
     from: Hole8,
-    /// Holds the linear address.
-    address: Reg,
+    address: Address,
+    /// R11 holds something else that is needed afterwards.
+    keeps: bool,
     stub: u64,
     /// Offset to go on at.
     back: usize,
@@ -184,7 +187,7 @@ struct Emitter<'a> {
     /// All of the block's instructions, and the number of the running one.
     list: Vec<Instruction>,
     at: usize,
-    /// What R10 holds between instructions, if anything.
+    /// What R11 holds between instructions, if anything.
     window: Option<memory::Window>,
     /// Jumps to links' stubs that are written at the end: link number here, reason.
     late: Vec<(LateJump, usize, ExitReason)>,
@@ -282,11 +285,11 @@ impl Emitter<'_> {
             // left - n: negative?
             self.asm.load_gs(RCX, field!(left));
             self.asm.lea(RCX, Mem::near(RCX, -0x1000));
-            self.asm.mov(R10, RCX);
+            self.asm.mov(R11, RCX);
             self.asm.pext(RCX, RCX, field!(sign_mask));
             self.asm.lea(RCX, Mem::near(RCX, -1));
             budget_hole = Some(self.asm.jrcxz());
-            self.asm.store_gs(field!(left), R10);
+            self.asm.store_gs(field!(left), R11);
         }
         let over = self.asm.jump_short();
         if let Some(hole) = budget_hole {
@@ -428,7 +431,8 @@ impl Emitter<'_> {
         let stub = self.request.stubs.interpret;
         self.islands.push(Island {
             from: hole,
-            address: R11,
+            address: Address::in_r11(),
+            keeps: false,
             stub,
             back: 0,
             crossing: None,
@@ -447,12 +451,16 @@ impl Emitter<'_> {
                 self.links[link].jump = self.asm.len() as u32 - 4;
                 continue;
             }
-            if island.address != R11 {
-                self.asm.mov(R11, island.address);
+            if island.keeps {
+                self.asm.store_gs(field!(held), R11);
             }
+            island.address.to_r11(&mut self.asm);
             if let Some((bytes, after)) = island.crossing {
                 self.asm.store_immediate(Size::B8, Mem::Gs(field!(cross_size)), bytes as i32);
                 self.asm.call(island.stub);
+                if island.keeps {
+                    self.asm.load_gs(R11, field!(held));
+                }
                 let whole = self.asm.jrcxz();
                 self.asm.jump_back(after);
                 self.must_reach(whole);
@@ -460,6 +468,9 @@ impl Emitter<'_> {
                 continue;
             }
             self.asm.call(island.stub);
+            if island.keeps {
+                self.asm.load_gs(R11, field!(held));
+            }
             if island.stub != self.request.stubs.interpret {
                 self.asm.jump_back(island.back);
             }

@@ -214,6 +214,61 @@ struct Plan {
     no_rex: bool,
 }
 
+/// What may stand for guest registers without a host register.
+#[derive(Clone, Copy, Debug)]
+struct Scratch {
+    /// For any use, in this order.
+    first: Option<Reg>,
+    second: Option<Reg>,
+    /// The operand's address is in this register alone.
+    merged: Option<Reg>,
+}
+
+impl Plan {
+    /// Chooses what stands for which register. Registers that are only written may stand where the operand's address is, or where
+    /// one is that is only read: all is read before anything is written.
+    fn stand_in(&mut self, scratch: Scratch) -> Option<()> {
+        let busy = self.rcx.is_some();
+        let mut free: Vec<Reg> = [scratch.first, scratch.second]
+            .into_iter()
+            .flatten()
+            .filter(|&reg| !(busy && reg == RCX))
+            .collect();
+        free.reverse();
+        for stand in self.stands.iter_mut().filter(|stand| stand.reads) {
+            stand.scratch = free.pop()?;
+        }
+        let taken: Vec<Reg> = self
+            .stands
+            .iter()
+            .filter(|stand| stand.reads && stand.writes)
+            .map(|stand| stand.scratch)
+            .collect();
+        let mut left: Vec<Reg> =
+            [R11, RCX].into_iter().filter(|&reg| !taken.contains(&reg) && !(busy && reg == RCX)).collect();
+        for stand in self.stands.iter_mut().filter(|stand| !stand.reads) {
+            stand.scratch = left.pop()?;
+        }
+        Some(())
+    }
+}
+
+/// Gives an instruction another memory operand.
+fn set_operand(own: &mut Instruction, operand: Mem) {
+    let Mem::At { base, index, disp } = operand else { unreachable!("operands have registers") };
+    let register = |reg: Reg| Register::RAX + u32::from(reg.0);
+    own.set_memory_base(base.map_or(Register::None, register));
+    own.set_memory_index(index.map_or(Register::None, |(index, _)| register(index)));
+    own.set_memory_index_scale(index.map_or(1, |(_, scale)| u32::from(scale)));
+    own.set_memory_displacement64(i64::from(disp) as u64);
+    let short = i8::try_from(disp).is_ok() && own.encoding() != EncodingKind::EVEX;
+    own.set_memory_displ_size(match disp {
+        0 => 0,
+        _ if short => 1,
+        _ => 8,
+    });
+}
+
 impl Emitter<'_> {
     pub(super) fn plain(&mut self, instruction: &Instruction) -> Emitted {
         if is_hint(instruction) {
@@ -278,62 +333,39 @@ impl Emitter<'_> {
     /// ```text
     /// add rax,rbx
     ///   add rax,rbx
-    /// add r10,r11
-    ///   mov r10,gs:[guest.r10]
-    ///   mov r11,gs:[guest.r11]
-    ///   add r10,r11
-    ///   mov gs:[guest.r10],r10
+    /// add r11,r13
+    ///   mov rcx,gs:[guest.r11]
+    ///   mov r11,gs:[guest.r13]
+    ///   add rcx,r11
+    ///   mov gs:[guest.r11],rcx
     /// shl eax,cl
     ///   mov rcx,r9
     ///   shl eax,cl
-    /// lock cmpxchg [rdi],r10
+    /// lock cmpxchg [rdi],r11
     ///   ...                                      look-up for writing
-    ///   mov r10,gs:[guest.r10]
-    ///   lock cmpxchg [rdi+rcx],r10
+    ///   mov r11,gs:[guest.r11]
+    ///   lock cmpxchg [rdi+rcx],r11
     /// ```
     fn renamed(&mut self, instruction: &Instruction) -> Emitted {
         let mut plan = self.plan(instruction)?;
         let mut own = *instruction;
         long_form(&mut own);
         own.set_segment_prefix(Register::None);
-        let window = plan.memory.and_then(|(bytes, write)| self.choose_window(instruction, bytes, write));
-        if window.is_some() {
-            // R10 is the window's; the address needs neither R11 nor RCX.
-            for stand in plan.stands.iter_mut().filter(|stand| stand.scratch == R10) {
-                stand.scratch = R11;
-            }
+        let mut window = plan.memory.and_then(|(bytes, write)| self.choose_window(instruction, bytes, write));
+        let scratch = match plan.memory {
+            None => Scratch { first: Some(RCX), second: Some(R11), merged: None },
+            Some(_) if window.is_some() => Scratch { first: Some(RCX), second: None, merged: None },
+            Some(_) => self.scratch_beside_memory(instruction, &plan),
+        };
+        let mut merged = scratch.merged;
+        if plan.stand_in(scratch).is_none() {
+            window.take().ok_or(NotEmitted)?;
+            let scratch = self.scratch_beside_memory(instruction, &plan);
+            merged = scratch.merged;
+            plan.stand_in(scratch).ok_or(NotEmitted)?;
         }
-        let merged = plan.memory.is_some()
-            && window.is_none()
-            && (plan.no_rex || plan.rcx.is_some() || plan.stands.iter().any(|stand| stand.scratch != R10));
-        if plan.memory.is_some() {
-            own.set_memory_displacement64(0);
-            own.set_memory_displ_size(0);
-            own.set_memory_index_scale(1);
-            if plan.no_rex {
-                own.set_memory_base(Register::RCX);
-                own.set_memory_index(Register::None);
-            } else if merged {
-                own.set_memory_base(Register::R11);
-                own.set_memory_index(Register::None);
-            } else {
-                own.set_memory_base(Register::R11);
-                own.set_memory_index(Register::RCX);
-            }
-        }
-        if let Some(window) = &window
-            && !plan.no_rex
-        {
-            let disp = window.disp;
-            own.set_memory_base(Register::RAX + u32::from(window.reg().0));
-            own.set_memory_index(Register::R10);
-            own.set_memory_displacement64(i64::from(disp) as u64);
-            let short = i8::try_from(disp).is_ok() && own.encoding() != EncodingKind::EVEX;
-            own.set_memory_displ_size(match disp {
-                0 => 0,
-                _ if short => 1,
-                _ => 8,
-            });
+        if plan.no_rex && plan.memory.is_some() {
+            merged = Some(RCX);
         }
         for n in 0..own.op_count() {
             if own.op_kind(n) != OpKind::Register {
@@ -353,26 +385,33 @@ impl Emitter<'_> {
             };
             own.set_op_register(n, named(register, renamed)?);
         }
-        // The address may be in a register of the guest's own; that is known only when it is computed. Try the encoding first.
+        // What the operand will be is known only when its address is computed. Try the encoding first.
+        if plan.memory.is_some() {
+            let base = merged.or(window.map(|window| window.reg())).unwrap_or(R11);
+            let index = if window.is_some() { R11 } else { RCX };
+            set_operand(
+                &mut own,
+                Mem::At { base: Some(base), index: merged.is_none().then_some((index, 1)), disp: 0 },
+            );
+        }
         let trial = self.encode(&own)?;
-        if window.is_none() && plan.stands.iter().any(|stand| stand.scratch == R10) {
+        let takes_r11 = plan.stands.iter().any(|stand| stand.scratch == R11);
+        if window.is_none() && (takes_r11 || merged == Some(R11)) {
             self.window = None;
         }
-        if let Some(window) = window {
-            let mem = self.enter_window(window);
-            if plan.no_rex {
-                self.asm.lea(RCX, mem);
+        if let Some((bytes, write)) = plan.memory {
+            let mut operand = match window {
+                Some(window) => self.enter_window(window),
+                None => {
+                    let address = self.address(instruction, 0);
+                    self.look_up(address, bytes, write)
+                }
+            };
+            if let Some(reg) = merged {
+                self.asm.lea(reg, operand);
+                operand = Mem::near(reg, 0);
             }
-        } else if let Some((bytes, write)) = plan.memory {
-            let address = self.address(instruction, 0);
-            self.look_up(address, bytes, write);
-            if plan.no_rex {
-                self.asm.lea(RCX, Mem::sum(address.reg, RCX));
-            } else if merged {
-                self.asm.lea(R11, Mem::sum(address.reg, RCX));
-            } else if address.reg != R11 {
-                own.set_memory_base(Register::RAX + u32::from(address.reg.0));
-            }
+            set_operand(&mut own, operand);
         }
         for stand in plan.stands.iter().filter(|stand| stand.reads) {
             self.asm.load_gs(stand.scratch, gpr(stand.guest));
@@ -389,7 +428,24 @@ impl Emitter<'_> {
         for stand in plan.stands.iter().filter(|stand| stand.writes) {
             self.asm.store_gs(gpr(stand.guest), stand.scratch);
         }
+        if takes_r11 {
+            self.window = None;
+        }
         Ok(Flow::Next)
+    }
+
+    /// Which registers are free beside an operand that is looked up by itself.
+    fn scratch_beside_memory(&self, instruction: &Instruction, plan: &Plan) -> Scratch {
+        let reading = plan.stands.iter().filter(|stand| stand.reads).count();
+        let address_in_r11 = self.address_needs_r11(instruction);
+        if plan.rcx.is_some() || reading > usize::from(!address_in_r11) {
+            // The address is merged into R11.
+            Scratch { first: Some(RCX), second: None, merged: Some(R11) }
+        } else if reading == 1 {
+            Scratch { first: Some(R11), second: None, merged: None }
+        } else {
+            Scratch { first: None, second: None, merged: None }
+        }
     }
 
     /// Decides how operands are renamed.
@@ -481,12 +537,7 @@ impl Emitter<'_> {
                 return Err(NotEmitted);
             }
         }
-        let mut scratch = [R10, R11, RCX].into_iter();
-        if plan.memory.is_some() {
-            // RCX is the second choice: the address is merged into R11 first.
-            scratch = [R10, RCX, RSP].into_iter();
-        }
-        for guest in [9, 10, 11, 15] {
+        for guest in (0..16).filter(|&guest| host(guest).is_none()) {
             if !explicit[guest] {
                 // The instruction's own implicit registers are all among the first eight.
                 if used[guest] != (false, false) && !in_address(guest) {
@@ -499,13 +550,9 @@ impl Emitter<'_> {
             let moves = matches!(
                 instruction.mnemonic(),
                 Mnemonic::Mov | Mnemonic::Movzx | Mnemonic::Movsx | Mnemonic::Movsxd
-            );
+            ) || instruction.encoding() == EncodingKind::VEX && writes && !reads;
             let reads = reads || !moves;
-            let Some(register) = scratch.next() else { return Err(NotEmitted) };
-            if register == RSP || register == RCX && plan.rcx.is_some() {
-                return Err(NotEmitted);
-            }
-            plan.stands.push(Stand { guest, scratch: register, reads, writes });
+            plan.stands.push(Stand { guest, scratch: RSP, reads, writes });
         }
         if plan.memory.is_some() {
             self.can_address(instruction)?;
@@ -516,9 +563,9 @@ impl Emitter<'_> {
     /// ```text
     /// lea rax,[rbx+rcx*4+8]
     ///   lea rax,[rbx+r9*4+8]
-    /// lea r9,[rip+0x10]
-    ///   mov r11d,0x1017
-    ///   mov gs:[guest.r9],r11
+    /// lea r11,[rip+0x10]
+    ///   mov ecx,0x1017
+    ///   mov gs:[guest.r11],rcx
     /// ```
     fn lea(&mut self, instruction: &Instruction) -> Emitted {
         let long = self.request.mode.long;
@@ -542,22 +589,22 @@ impl Emitter<'_> {
             match host(guest) {
                 Some(own) => self.asm.mov_immediate(own, value),
                 None => {
-                    self.asm.mov_immediate(R11, value);
-                    self.asm.store_gs(gpr(guest), R11);
+                    self.asm.mov_immediate(RCX, value);
+                    self.asm.store_gs(gpr(guest), RCX);
                 }
             }
             return Ok(Flow::Next);
         }
         let narrow = !long || !wide || base.size() == 4 || base == Register::None && index.size() == 4;
-        let mem = self.register_operand(instruction, 0);
-        let to = host(guest).unwrap_or(R11);
+        let mem = self.register_operand(instruction, 0, RCX);
+        let to = host(guest).unwrap_or(RCX);
         if narrow {
             self.asm.lea32(to, mem);
         } else {
             self.asm.lea(to, mem);
         }
         if host(guest).is_none() {
-            self.asm.store_gs(gpr(guest), R11);
+            self.asm.store_gs(gpr(guest), RCX);
         }
         Ok(Flow::Next)
     }

@@ -2,6 +2,7 @@
 
 use super::{Emitted, Emitter, Flow, NotEmitted, host, number};
 use crate::asm::*;
+use crate::context::field;
 use iced_x86::{Code, Instruction, OpKind, Register};
 use x86::state::seg;
 
@@ -27,16 +28,35 @@ impl Emitter<'_> {
         if self.request.mode.long { self.asm.lea(rsp, to) } else { self.asm.lea32(rsp, to) }
     }
 
+    /// Stores a guest register.
+    fn store_guest(&mut self, size: Size, to: Mem, guest: usize) {
+        let (value, to) = match host(guest) {
+            Some(own) => (own, to),
+            None => self.spare(to),
+        };
+        let value = self.read_guest(guest, value);
+        self.asm.store(size, to, value);
+    }
+
+    /// Stores what is in `value` to the operand that `look_up` gives, which may use all scratch registers.
+    fn store_held(&mut self, size: Size, value: Reg, look_up: impl FnOnce(&mut Self) -> Mem) {
+        self.window = None;
+        self.asm.store_gs(field!(pushed), value);
+        let to = look_up(self);
+        let (value, to) = self.spare(to);
+        self.asm.load_gs(value, field!(pushed));
+        self.asm.store(size, to, value);
+    }
+
     /// ```text
     /// push rbp
-    ///   lea r11,[r15-8]
-    ///   ...                                      look-up for writing
-    ///   mov [r11+rcx],rbp
+    ///   ...                                      look-up of [r15-8] for writing
+    ///   mov [r15+rcx-8],rbp
     ///   lea r15,[r15-8]
-    /// pop r10
+    /// pop r11
     ///   ...                                      look-up of [r15] for reading
-    ///   mov r10,[r15+rcx]
-    ///   mov gs:[guest.r10],r10
+    ///   mov rcx,[r15+rcx]
+    ///   mov gs:[guest.r11],rcx
     ///   lea r15,[r15+8]
     /// ```
     pub(super) fn stack(&mut self, instruction: &Instruction) -> Emitted {
@@ -48,9 +68,7 @@ impl Emitter<'_> {
             Code::Push_r64 | Code::Push_r32 => {
                 let guest = number(instruction.op0_register());
                 let to = self.stack_access(-slot, true);
-                let scratch = if host(guest).is_some() { R11 } else { self.spare(to) };
-                let value = self.read_guest(guest, scratch);
-                self.asm.store(size, to, value);
+                self.store_guest(size, to, guest);
             }
             Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Pushd_imm8 | Code::Pushd_imm32 => {
                 let value = instruction.immediate(0) as i32;
@@ -59,20 +77,17 @@ impl Emitter<'_> {
             }
             Code::Push_rm64 | Code::Push_rm32 if instruction.op0_kind() == OpKind::Memory => {
                 self.can_address(instruction)?;
-                self.window = None;
-                let from = self.address(instruction, 0);
-                self.look_up(from, slot as u32, false);
-                self.asm.load(size, R10, Mem::sum(from.reg, RCX));
-                let address = self.stack_address(-slot);
-                self.look_up(address, slot as u32, true);
-                self.asm.store(size, Mem::sum(address.reg, RCX), R10);
+                let from = self.access(instruction, slot as u32, false);
+                self.asm.load(size, RCX, from);
+                self.store_held(size, RCX, |emitter| {
+                    let address = emitter.stack_address(-slot);
+                    emitter.look_up(address, slot as u32, true)
+                });
             }
             Code::Push_rm64 | Code::Push_rm32 => {
                 let guest = number(instruction.op0_register());
                 let to = self.stack_access(-slot, true);
-                let scratch = if host(guest).is_some() { R11 } else { self.spare(to) };
-                let value = self.read_guest(guest, scratch);
-                self.asm.store(size, to, value);
+                self.store_guest(size, to, guest);
             }
             Code::Pop_r64 | Code::Pop_r32 | Code::Pop_rm64 | Code::Pop_rm32
                 if instruction.op0_kind() == OpKind::Register =>
@@ -87,9 +102,8 @@ impl Emitter<'_> {
                     }
                     Some(own) => self.asm.load(size, own, from),
                     None => {
-                        let scratch = self.spare(from);
-                        self.asm.load(size, scratch, from);
-                        self.write_guest(guest, scratch, true);
+                        self.asm.load(size, RCX, from);
+                        self.write_guest(guest, RCX, true);
                     }
                 }
                 self.move_stack(slot);
@@ -97,21 +111,19 @@ impl Emitter<'_> {
             }
             Code::Pop_rm64 | Code::Pop_rm32 => {
                 self.can_address(instruction)?;
-                self.window = None;
-                let top = self.stack_address(0);
-                self.look_up(top, slot as u32, false);
-                self.asm.load(size, R10, Mem::sum(top.reg, RCX));
-                // The address is computed with RSP already moved (SDM 2B POP).
-                let to = self.address(instruction, slot);
-                self.look_up(to, slot as u32, true);
-                self.asm.store(size, Mem::sum(to.reg, RCX), R10);
+                let from = self.stack_access(0, false);
+                self.asm.load(size, RCX, from);
+                self.store_held(size, RCX, |emitter| {
+                    // The address is computed with RSP already moved (SDM 2B POP).
+                    let address = emitter.address(instruction, slot);
+                    emitter.look_up(address, slot as u32, true)
+                });
                 self.move_stack(slot);
                 return Ok(Flow::Next);
             }
             Code::Leaveq | Code::Leaved => {
                 let from = self.frame_access();
-                let value = self.spare(from);
-                self.asm.load(size, value, from);
+                self.asm.load(size, RCX, from);
                 let rsp = host(4).expect("RSP has a host register");
                 let frame = Mem::near(RBP, slot);
                 if self.request.mode.long {
@@ -119,7 +131,7 @@ impl Emitter<'_> {
                 } else {
                     self.asm.lea32(rsp, frame);
                 }
-                self.write_guest(number(Register::RBP), value, true);
+                self.write_guest(number(Register::RBP), RCX, true);
                 return Ok(Flow::Next);
             }
             Code::Pushfq | Code::Pushfd => return self.push_flags(),

@@ -5,6 +5,7 @@
 
 use super::{Emitted, Emitter, Flow, NotEmitted};
 use crate::asm::*;
+use crate::context::field;
 use crate::emit::host;
 use crate::stubs::string::{Operation, Repeated, native};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
@@ -78,19 +79,18 @@ impl Emitter<'_> {
     /// MOVS, for instance:
     /// ```text
     /// (look-up of rsi)
-    /// lea  r10, [rsi + rcx]
+    /// mov  gs:[held], rcx
+    /// movzx ecx, byte ptr [rsi + rcx]     may fault, while nothing has changed
     /// (look-up of rdi)
-    /// movzx r11d, byte ptr [r10]          may fault, while nothing has changed
     /// movzx r11d, byte ptr [rdi + rcx]
     /// lea  rdi, [rdi + rcx]
-    /// not  rcx
-    /// mov  r11, rsi
-    /// mov  rsi, r10
+    /// mov  r11, gs:[held]
+    /// lea  rsi, [rsi + r11]
     /// movs
-    /// not  r10
-    /// lea  r10, [r10 + r11 + 1]
-    /// lea  rsi, [rsi + r10]
+    /// not  rcx
     /// lea  rdi, [rdi + rcx + 1]
+    /// not  r11
+    /// lea  rsi, [rsi + r11 + 1]
     /// ```
     fn element(&mut self, operation: Operation, size: Size) {
         let narrow = !self.request.mode.long;
@@ -102,41 +102,38 @@ impl Emitter<'_> {
             Operation::Lods => (None, gpr::RSI),
             Operation::Stos | Operation::Scas => (None, gpr::RDI),
         };
+        // Addresses that aren't canonical have entries as others have, and the host faults on them: while nothing has changed.
         if let Some(first) = first {
             let address = self.register_address(first);
-            self.look_up(address, bytes, false);
-            self.asm.lea(R10, Mem::sum(address.reg, RCX));
+            let from = self.look_up(address, bytes, false);
+            self.asm.store_gs(field!(held), RCX);
+            self.asm.load_zero_extended(Size::B1, RCX, from);
         }
         let address = self.register_address(second);
-        self.look_up(address, bytes, operation.writes_target());
-        let to = Mem::sum(address.reg, RCX);
-        if !narrow {
-            // Addresses that aren't canonical have entries as others have, and the host faults on them.
-            if first.is_some() {
-                self.asm.load_zero_extended(Size::B1, R11, Mem::near(R10, 0));
-            }
-            self.asm.load_zero_extended(Size::B1, R11, to);
-        }
+        let to = self.look_up(address, bytes, operation.writes_target());
+        self.asm.load_zero_extended(Size::B1, R11, to);
         let own = |index| host(index).expect("RSI and RDI have host registers");
-        self.asm.lea(own(second), to);
-        self.asm.not(RCX);
-        if let Some(first) = first {
+        let there = |emitter: &mut Self, index, delta| {
             if narrow {
-                self.asm.mov32(R11, own(first));
-            } else {
-                self.asm.mov(R11, own(first));
+                emitter.asm.mov32(own(index), own(index));
             }
-            self.asm.mov(own(first), R10);
+            emitter.asm.lea(own(index), Mem::sum(own(index), delta));
+        };
+        there(self, second, RCX);
+        if let Some(first) = first {
+            self.asm.load_gs(R11, field!(held));
+            there(self, first, R11);
         }
         native(&mut self.asm, operation, size);
+        let back = |emitter: &mut Self, index, delta| {
+            emitter.asm.not(delta);
+            let back = Mem::At { base: Some(own(index)), index: Some((delta, 1)), disp: 1 };
+            if narrow { emitter.asm.lea32(own(index), back) } else { emitter.asm.lea(own(index), back) }
+        };
+        back(self, second, RCX);
         if let Some(first) = first {
-            self.asm.not(R10);
-            self.asm.lea(R10, Mem::At { base: Some(R10), index: Some((R11, 1)), disp: 1 });
-            let back = Mem::sum(own(first), R10);
-            if narrow { self.asm.lea32(own(first), back) } else { self.asm.lea(own(first), back) }
+            back(self, first, R11);
         }
-        let back = Mem::At { base: Some(own(second)), index: Some((RCX, 1)), disp: 1 };
-        if narrow { self.asm.lea32(own(second), back) } else { self.asm.lea(own(second), back) }
     }
 }
 

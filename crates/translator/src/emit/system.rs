@@ -3,7 +3,7 @@
 //! IF and AC are words of their own in the context. Setting IF may let an event in: unless the context says that none can be
 //! waiting (`calm`), the reference executes the instruction.
 
-use super::{Emitted, Emitter, Flow, NotEmitted, host, number};
+use super::{Address, Emitted, Emitter, Flow, NotEmitted, host, number};
 use crate::asm::*;
 use crate::context::{Context, field, gpr, gs, segment_base};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
@@ -48,6 +48,7 @@ impl Emitter<'_> {
             Mnemonic::Sti if !mode.user => {
                 let next = self.wrap(instruction.next_ip());
                 self.unless_calm();
+                self.window = None;
                 // Where IF was clear, an event that comes now has to wait for one more instruction (SDM 2B STI).
                 self.asm.load_gs(RCX, field!(interrupt_flag));
                 self.asm.mov_immediate(R11, next);
@@ -70,6 +71,7 @@ impl Emitter<'_> {
                 self.asm.wrgsbase(RCX);
             }
             Mnemonic::Swapgs if !mode.user && mode.long => {
+                self.window = None;
                 self.asm.load_gs(RCX, segment_base(seg::GS));
                 self.asm.load_gs(R11, field!(kernel_gs_base));
                 self.asm.store_gs(segment_base(seg::GS), R11);
@@ -147,8 +149,8 @@ impl Emitter<'_> {
         match host(number(to)) {
             Some(own) => load(&mut self.asm, own),
             None => {
-                load(&mut self.asm, R11);
-                self.asm.store_gs(gpr(number(to)), R11);
+                load(&mut self.asm, RCX);
+                self.asm.store_gs(gpr(number(to)), RCX);
             }
         }
         Ok(Flow::Next)
@@ -157,62 +159,68 @@ impl Emitter<'_> {
     /// ```text
     /// pushfq
     ///   ...                                      look-up for writing
-    ///   lea r11,[r11+rcx]
+    ///   lea r11,[r15+rcx-8]
+    ///   mov gs:[held],r11
     ///   pushfq
-    ///   pop r10
+    ///   pop r11
     ///   mov rcx,gs:[system_flags]
-    ///   lea r10,[r10+rcx-0x202]                  without the host's IF and bit 1
+    ///   lea r11,[r11+rcx-0x202]                  without the host's IF and bit 1
     ///   mov rcx,gs:[interrupt_flag]
-    ///   lea r10,[r10+rcx]
+    ///   lea r11,[r11+rcx]
     ///   mov rcx,gs:[alignment_flag]
-    ///   lea r10,[r10+rcx]
-    ///   mov [r11],r10
+    ///   lea r11,[r11+rcx]
+    ///   mov rcx,gs:[held]
+    ///   mov [rcx],r11
     ///   lea r15,[r15-8]
     /// ```
     pub(super) fn push_flags(&mut self) -> Emitted {
-        self.window = None;
         let (slot, size) = (self.slot(), self.slot_size());
-        let address = self.stack_address(-slot);
-        self.look_up(address, slot as u32, true);
-        self.asm.lea(R11, Mem::sum(address.reg, RCX));
+        let to = self.stack_access(-slot, true);
+        self.window = None;
+        self.asm.lea(R11, to);
+        self.asm.store_gs(field!(held), R11);
         // The host's IF is always set; bit 1 is in both.
         self.asm.raw(&[0x9c]); // pushfq
-        self.asm.pop(R10);
+        self.asm.pop(R11);
         for part in [field!(system_flags), field!(interrupt_flag), field!(alignment_flag)] {
             self.asm.load_gs(RCX, part);
             let less = if part == field!(system_flags) { -(IF + 2) } else { 0 };
-            self.asm.lea(R10, Mem::At { base: Some(R10), index: Some((RCX, 1)), disp: less });
+            self.asm.lea(R11, Mem::At { base: Some(R11), index: Some((RCX, 1)), disp: less });
         }
-        self.asm.store(size, Mem::near(R11, 0), R10);
+        self.asm.load_gs(RCX, field!(held));
+        self.asm.store(size, Mem::near(RCX, 0), R11);
         self.move_stack(-slot);
         Ok(Flow::Next)
     }
 
     /// POPF at CPL 0 that changes nothing but arithmetic flags, DF and IF.
     pub(super) fn pop_flags(&mut self) -> Emitted {
-        self.window = None;
         let (slot, size) = (self.slot(), self.slot_size());
-        let address = self.stack_address(0);
-        self.look_up(address, slot as u32, false);
-        self.asm.load(size, R11, Mem::sum(address.reg, RCX));
+        let from = self.stack_access(0, false);
+        self.window = None;
+        self.asm.load(size, RCX, from);
+        self.asm.store_gs(field!(held), RCX);
         // Do the other flags stay?
-        self.asm.load_gs(R10, field!(system_flags));
+        self.asm.load_gs(R11, field!(system_flags));
         self.asm.load_gs(RCX, field!(alignment_flag));
-        self.asm.lea(R10, Mem::sum(R10, RCX));
-        self.asm.pext(R10, R10, field!(popf_mask));
-        self.asm.pext(RCX, R11, field!(popf_mask));
-        self.asm.not(R10);
-        self.asm.lea(RCX, Mem::At { base: Some(RCX), index: Some((R10, 1)), disp: 1 });
+        self.asm.lea(R11, Mem::sum(R11, RCX));
+        self.asm.pext(R11, R11, field!(popf_mask));
+        self.asm.load_gs(RCX, field!(held));
+        self.asm.pext(RCX, RCX, field!(popf_mask));
+        self.asm.not(R11);
+        self.asm.lea(RCX, Mem::At { base: Some(RCX), index: Some((R11, 1)), disp: 1 });
         let same = self.asm.jrcxz();
         self.asm.call(self.request.stubs.interpret);
         self.must_reach(same);
         // Does IF let something in?
+        self.asm.load_gs(R11, field!(held));
         self.asm.pext(RCX, R11, field!(interrupt_mask));
-        self.asm.rorx(R10, RCX, 64 - 9);
         let closed = self.asm.jrcxz();
         self.unless_calm();
         self.must_reach(closed);
-        self.asm.store_gs(field!(interrupt_flag), R10);
+        self.asm.pext(RCX, R11, field!(interrupt_mask));
+        self.asm.rorx(RCX, RCX, 64 - 9);
+        self.asm.store_gs(field!(interrupt_flag), RCX);
         self.move_stack(slot);
         // From here on nothing leaves. and r11d, the arithmetic flags and DF
         let mask = (Rflags::ARITHMETIC | Rflags::DF).bits() as u32;
@@ -225,14 +233,16 @@ impl Emitter<'_> {
 
     /// ```text
     /// bt [rdi],eax
-    ///   movsxd r10,eax
+    ///   mov gs:[held],rdi
+    ///   movsxd r11,eax
     ///   mov ecx,5
-    ///   sarx r10,r10,rcx                         the operand that the bit is in
-    ///   lea r11,[rdi+r10*4]
+    ///   sarx r11,r11,rcx                         the operand that the bit is in
+    ///   mov rcx,gs:[held]
+    ///   lea r11,[rcx+r11*4]
     ///   ...                                      look-up of r11
     ///   lea r11,[r11+rcx]
-    ///   pext r10,rax,gs:[bit_masks.0]            the bit in it
-    ///   bt [r11],r10d
+    ///   pext rcx,rax,gs:[bit_masks.0]            the bit in it
+    ///   bt [r11],ecx
     /// ```
     ///
     /// BT, BTS, BTR, BTC of a bit string in memory: the operand's own word is found first.
@@ -254,30 +264,32 @@ impl Emitter<'_> {
         own.set_memory_index_scale(1);
         own.set_memory_displacement64(0);
         own.set_memory_displ_size(0);
-        own.set_op1_register(if bytes == 8 { Register::R10 } else { Register::R10D });
+        own.set_op1_register(if bytes == 8 { Register::RCX } else { Register::ECX });
         let code = self.encode(&own)?;
         let write = instruction.mnemonic() != Mnemonic::Bt;
         self.window = None;
         let address = self.address(instruction, 0);
-        let number_of = self.read_guest(number(bit), R10);
+        address.to_r11(&mut self.asm);
+        self.asm.store_gs(field!(held), R11);
+        let number_of = self.read_guest(number(bit), R11);
         if bytes == 8 {
-            self.asm.mov(R10, number_of);
+            self.asm.mov(R11, number_of);
         } else {
-            self.asm.sign_extend(R10, number_of);
+            self.asm.sign_extend(R11, number_of);
         }
         self.asm.mov_immediate(RCX, if bytes == 8 { 6 } else { 5 });
-        self.asm.sarx(R10, R10, RCX);
-        let word = Mem::At { base: Some(address.reg), index: Some((R10, bytes as u8)), disp: 0 };
+        self.asm.sarx(R11, R11, RCX);
+        self.asm.load_gs(RCX, field!(held));
+        let word = Mem::At { base: Some(RCX), index: Some((R11, bytes as u8)), disp: 0 };
         if self.request.mode.long {
             self.asm.lea(R11, word);
         } else {
             self.asm.lea32(R11, word);
         }
-        let word = self.computed(R11);
-        self.look_up(word, bytes, write);
-        self.asm.lea(R11, Mem::sum(R11, RCX));
-        let number_of = self.read_guest(number(bit), R10);
-        self.asm.pext(R10, number_of, element(offset_of!(Context, bit_masks), usize::from(bytes == 8)));
+        let word = self.look_up(Address::in_r11(), bytes, write);
+        self.asm.lea(R11, word);
+        let number_of = self.read_guest(number(bit), RCX);
+        self.asm.pext(RCX, number_of, element(offset_of!(Context, bit_masks), usize::from(bytes == 8)));
         self.asm.raw(&code);
         Ok(Flow::Next)
     }

@@ -6,8 +6,8 @@
 //! element and the flags as before the instruction: elements that cross a page, addresses that aren't canonical, pages
 //! without an entry. Between pages the kicker's word is looked at.
 //!
-//! The flags are in EDX meanwhile (OF in bit 0, the others as LAHF gives them), RAX and RDX of the guest in their places in the
-//! context. SDM 2B REP.
+//! The flags are in EDX meanwhile (OF in bit 0, the others as LAHF gives them), RAX, RDX and R10 of the guest in their places in
+//! the context. SDM 2B REP.
 
 use super::Stubs;
 use crate::asm::*;
@@ -137,7 +137,7 @@ struct Writer<'a> {
 impl Writer<'_> {
     /// ```text
     ///         if RCX = 0: return
-    ///         save RAX, RDX, flags
+    ///         save RAX, RDX, R10, flags
     /// again:  RCX = elements in the page; leave if 0
     ///         R10, R11 = guest minus host address of source and target; fill if there is no entry
     ///         RCX = min(RCX, guest RCX); guest RCX -= RCX
@@ -213,6 +213,7 @@ impl Writer<'_> {
             self.fill(ended);
             self.fill(exhausted);
             self.asm.load_gs(RDX, gpr(2));
+            self.asm.load_gs(R10, gpr(10));
             self.asm.ret();
             more
         } else {
@@ -248,10 +249,11 @@ impl Writer<'_> {
         entry
     }
 
-    /// RAX, RDX and the flags to where this stub keeps them.
+    /// RAX, RDX, R10 and the flags to where this stub keeps them.
     fn save(&mut self) {
         self.asm.store_gs(gpr(0), RAX);
         self.asm.store_gs(gpr(2), RDX);
+        self.asm.store_gs(gpr(10), R10);
         // lahf; seto al; mov edx, eax
         self.asm.raw(&[0x9f, 0x0f, 0x90, 0xc0, 0x89, 0xc2]);
     }
@@ -262,6 +264,7 @@ impl Writer<'_> {
         self.asm.raw(&[0x89, 0xd0, 0x04, 0x7f, 0x9e]);
         self.asm.load_gs(RAX, gpr(0));
         self.asm.load_gs(RDX, gpr(2));
+        self.asm.load_gs(R10, gpr(10));
     }
 
     /// Finds out DF by what it does: it is where only PUSHF shows it, and the stack is for return addresses. Gives a jump's
