@@ -247,6 +247,44 @@ fault:  xsetbv
         xgetbv
         hlt
 
+#: case    XGETBV in a loop tells the guest's XCR0, not the host's
+#: manual  SDM 2D XGETBV
+#: mode    long
+#: expect  xcr0 = 3, eax = 3, edx = 0, ebx = 30
+        xor     ecx, ecx
+        xor     edx, edx
+        mov     eax, 3
+        xsetbv
+        xor     ebx, ebx
+        mov     edi, 10
+again:  mov     esi, 1
+        mov     edx, 5
+        xor     ecx, ecx
+        xgetbv
+        add     ebx, eax
+        dec     edi
+        jnz     again
+        hlt
+
+#: case    XGETBV of register 1 in a loop tells what is in use
+#: manual  SDM 1 13.6
+#: mode    long
+#: expect  eax = 2, edx = 0, ebx = 10
+        fninit
+        mov     edi, 10
+        xor     ebx, ebx
+again:  pcmpeqd xmm1, xmm1
+        mov     ecx, 1
+        xgetbv
+        and     eax, 3
+        cmp     eax, 2
+        sete    cl
+        movzx   ecx, cl
+        add     ebx, ecx
+        dec     edi
+        jnz     again
+        hlt
+
 #: case    I/O with IOPL below CPL goes by the permission bitmap
 #: manual  SDM 1 18.5.2
 #: mode    long user

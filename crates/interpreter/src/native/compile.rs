@@ -131,6 +131,8 @@ impl Rewritten {
             || instruction.is_stack_instruction()
             || instruction.is_save_restore_instruction()
             || instruction.is_vsib()
+            // XCR0 is the guest's own, not in the host's register.
+            || instruction.mnemonic() == M::Xgetbv
         {
             return Err(Unsupported);
         }

@@ -297,9 +297,7 @@ impl Builder<'_> {
         match self.random.below(2) {
             0 => {
                 self.set(RCX, 0);
-                // XGETBV would stand here; reached by a jump with ECX = 1 it tells what the engines don't agree on
-                // (docs/translator.md, known gaps), so three bytes of nothing do.
-                self.asm.raw(&[0x0f, 0x1f, 0x00]);
+                self.asm.raw(&[0x0f, 0x01, 0xd0]); // xgetbv
             }
             _ => {
                 // CPUID, with RBX kept: it is a pointer.
