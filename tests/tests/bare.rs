@@ -185,6 +185,7 @@ impl Bench {
             },
             serial: [Some(SerialConfig::Stream), None, None, None],
             no_reboot: false,
+            entropy: false,
             test_devices: true,
         };
         let machine = Machine::new(config, streams, |setup| Ok((self.make)(setup)?.into()))?;

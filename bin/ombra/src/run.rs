@@ -62,6 +62,7 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
         serial: ports(flags, mode),
         // A command's guest that panics reboots, and that is its end.
         no_reboot: flags.no_reboot || mode.is_some(),
+        entropy: true,
         test_devices: flags.test_devices,
     };
     tracing::info!(kernel = %config.boot.kernel.display(), cmdline = config.boot.cmdline, "booting");

@@ -2,7 +2,7 @@
 //!
 //! One type serves port I/O and memory-mapped I/O; the machine has one of each. Ranges are claimed while the machine is
 //! wired; looking one up takes no lock but the device's own. What nobody claims reads all ones and swallows writes, as
-//! an ISA or PCI bus does.
+//! an ISA or PCI bus does. A range may lead to a [`Router`] instead, behind which devices move while the guest runs.
 
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -42,10 +42,30 @@ pub trait BusDevice: Send {
 /// A device as buses and machines share it.
 pub type Shared<T> = Arc<Mutex<T>>;
 
+/// Where an address leads at this moment.
+pub struct Route {
+    /// The addresses that lead to the same window.
+    pub range: RangeInclusive<u64>,
+    /// The device's window.
+    pub id: WindowId,
+    /// The device.
+    pub device: Shared<dyn BusDevice>,
+}
+
+/// Devices whose addresses the guest chooses. Asked on every access, with no lock held.
+pub trait Router: Send + Sync {
+    /// Where `address` leads, if anywhere.
+    fn route(&self, address: u64) -> Option<Route>;
+}
+
+enum Behind {
+    Device { id: WindowId, device: Shared<dyn BusDevice> },
+    Router(Arc<dyn Router>),
+}
+
 struct Window {
     range: RangeInclusive<u64>,
-    id: WindowId,
-    device: Shared<dyn BusDevice>,
+    behind: Behind,
 }
 
 /// Two devices claim the same address.
@@ -77,74 +97,88 @@ impl Bus {
         id: WindowId,
         device: Shared<dyn BusDevice>,
     ) -> Result<(), Overlap> {
+        self.insert(range, Behind::Device { id, device })
+    }
+
+    /// Puts whatever `router` has there behind a range of addresses.
+    ///
+    /// # Errors
+    /// [`Overlap`] where part of the range is taken.
+    pub fn claim_routed(
+        &mut self,
+        range: RangeInclusive<u64>,
+        router: Arc<dyn Router>,
+    ) -> Result<(), Overlap> {
+        self.insert(range, Behind::Router(router))
+    }
+
+    fn insert(&mut self, range: RangeInclusive<u64>, behind: Behind) -> Result<(), Overlap> {
         let place = self.windows.partition_point(|window| window.range.end() < range.start());
         if self.windows.get(place).is_some_and(|next| next.range.start() <= range.end()) {
             return Err(Overlap(range));
         }
-        self.windows.insert(place, Window { range, id, device });
+        self.windows.insert(place, Window { range, behind });
         Ok(())
     }
 
-    fn window(&self, address: u64) -> Option<&Window> {
+    /// Gives the device behind `len` bytes at `address` to `access`; `None` if no window has all of them.
+    fn with<R>(
+        &self,
+        address: u64,
+        len: usize,
+        access: impl FnOnce(&mut dyn BusDevice, At) -> R,
+    ) -> Option<R> {
         let place = self.windows.partition_point(|window| *window.range.end() < address);
-        self.windows.get(place).filter(|window| window.range.contains(&address))
+        let window = self.windows.get(place).filter(|window| window.range.contains(&address))?;
+        let last = address.saturating_add(len as u64 - 1);
+        let reach = |range: &RangeInclusive<u64>, id, device: &Shared<dyn BusDevice>| {
+            if last > *range.end() {
+                return None;
+            }
+            let at = At { window: id, offset: address - range.start() };
+            Some(access(&mut *device.lock().unwrap_or_else(PoisonError::into_inner), at))
+        };
+        match &window.behind {
+            Behind::Device { id, device } => reach(&window.range, *id, device),
+            Behind::Router(router) => {
+                let route = router.route(address)?;
+                reach(&route.range, route.id, &route.device)
+            }
+        }
     }
 
     /// Reads. An access that runs over the end of a window is split into bytes, each going where it belongs.
     pub fn read(&self, address: u64, data: &mut [u8]) {
-        let Some(window) = self.window(address) else {
-            return self.read_split(address, data);
-        };
-        let last = address.saturating_add(data.len() as u64 - 1);
-        if last > *window.range.end() {
-            return self.read_split(address, data);
-        }
-        let at = At { window: window.id, offset: address - window.range.start() };
-        let mut device = window.device.lock().unwrap_or_else(PoisonError::into_inner);
-        if device.read(at, data).is_err() {
-            tracing::debug!(address, len = data.len(), "read that the device doesn't have");
-            data.fill(0xff);
-        }
-    }
-
-    fn read_split(&self, address: u64, data: &mut [u8]) {
-        data.fill(0xff);
-        if data.len() > 1 {
-            for (byte, address) in data.iter_mut().zip(address..) {
-                if self.window(address).is_some() {
+        let answered = self.with(address, data.len(), |device, at| device.read(at, data));
+        match answered {
+            Some(Ok(())) => return,
+            Some(Err(BusFault)) => {
+                tracing::debug!(address, len = data.len(), "read that the device doesn't have");
+            }
+            None if data.len() > 1 => {
+                for (byte, address) in data.iter_mut().zip(address..) {
                     self.read(address, std::slice::from_mut(byte));
                 }
+                return;
             }
-        } else {
-            tracing::trace!(address, "read that nobody claims");
+            None => tracing::trace!(address, "read that nobody claims"),
         }
+        data.fill(0xff);
     }
 
     /// Writes. An access that runs over the end of a window is split into bytes, each going where it belongs.
     pub fn write(&self, address: u64, data: &[u8]) {
-        let Some(window) = self.window(address) else {
-            return self.write_split(address, data);
-        };
-        let last = address.saturating_add(data.len() as u64 - 1);
-        if last > *window.range.end() {
-            return self.write_split(address, data);
-        }
-        let at = At { window: window.id, offset: address - window.range.start() };
-        let mut device = window.device.lock().unwrap_or_else(PoisonError::into_inner);
-        if device.write(at, data).is_err() {
-            tracing::debug!(address, len = data.len(), "write that the device doesn't have");
-        }
-    }
-
-    fn write_split(&self, address: u64, data: &[u8]) {
-        if data.len() > 1 {
-            for (byte, address) in data.iter().zip(address..) {
-                if self.window(address).is_some() {
+        match self.with(address, data.len(), |device, at| device.write(at, data)) {
+            Some(Ok(())) => {}
+            Some(Err(BusFault)) => {
+                tracing::debug!(address, len = data.len(), "write that the device doesn't have");
+            }
+            None if data.len() > 1 => {
+                for (byte, address) in data.iter().zip(address..) {
                     self.write(address, std::slice::from_ref(byte));
                 }
             }
-        } else {
-            tracing::trace!(address, "write that nobody claims");
+            None => tracing::trace!(address, "write that nobody claims"),
         }
     }
 }

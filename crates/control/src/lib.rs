@@ -22,6 +22,8 @@ pub struct MachineConfig {
     pub serial: [Option<SerialConfig>; 4],
     /// A guest reboot ends the run instead of resetting the machine.
     pub no_reboot: bool,
+    /// An entropy source (virtio-rng) that gives the guest the host's random bytes.
+    pub entropy: bool,
     /// The devices that bare-metal test kernels written for QEMU expect.
     pub test_devices: bool,
 }

@@ -6,7 +6,8 @@
 //! knows neither interrupt source overrides nor the PC-compatible flag; everything else is that crate's.
 //!
 //! ACPI mode is always on (no SMI command port), so bit 0 of the PM1a control register must read as one. Left out: PCI
-//! interrupt routing (`_PRT`), because no PCI device interrupts yet; processor power states; NUMA.
+//! interrupt routing for guests that use the PIC (their PCI devices interrupt by message, or not at all); processor power states;
+//! NUMA.
 //!
 //! Threads: plain functions.
 
@@ -78,6 +79,8 @@ pub struct BoardFacts {
     pub pci_window: u32,
     /// Last byte of that window.
     pub pci_window_last: u32,
+    /// The first of the four interrupts that PCI devices share, level and of the I/O APIC only; see [`BoardFacts::pci_interrupt`].
+    pub pci_interrupts: u8,
 }
 
 impl BoardFacts {
@@ -99,7 +102,14 @@ impl BoardFacts {
             ecam: None,
             pci_window: 0xc000_0000,
             pci_window_last: 0xfebf_ffff,
+            pci_interrupts: 16,
         }
+    }
+
+    /// The interrupt of pin `pin` (0 is INTA#) of PCI device `device`. Neighbours get different ones, as PCI boards are wired.
+    #[must_use]
+    pub const fn pci_interrupt(&self, device: u8, pin: u8) -> u8 {
+        self.pci_interrupts + (device + pin) % 4
     }
 }
 
@@ -334,8 +344,26 @@ fn pci_root(facts: &BoardFacts, into: &mut Vec<u8>) {
     let (uid, bbn, seg) =
         (Name::new("_UID".into(), &ZERO), Name::new("_BBN".into(), &ZERO), Name::new("_SEG".into(), &ZERO));
     let crs = Name::new("_CRS".into(), &resources);
-    children.extend([&uid as &dyn Aml, &bbn, &seg, &crs]);
+    let routing = pci_routing(facts);
+    let prt = Name::new("_PRT".into(), &routing);
+    children.extend([&uid as &dyn Aml, &bbn, &seg, &crs, &prt]);
     Device::new("PCI0".into(), children).to_aml_bytes(into);
+}
+
+/// Interrupts of all PCI devices' pins (6.2.13): address of a device with all its functions, pin, no link device, interrupt.
+fn pci_routing(facts: &BoardFacts) -> PackageBuilder {
+    let mut routing = PackageBuilder::new();
+    for device in 1..=30u8 {
+        for pin in 0..4u8 {
+            let mut entry = PackageBuilder::new();
+            entry.add_element(&(u32::from(device) << 16 | 0xffff));
+            entry.add_element(&pin);
+            entry.add_element(&ZERO);
+            entry.add_element(&facts.pci_interrupt(device, pin));
+            routing.add_element(&entry);
+        }
+    }
+    routing
 }
 
 /// Ports and memory that belong to the board itself, so that nothing else is put there.

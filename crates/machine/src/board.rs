@@ -12,14 +12,15 @@ use crate::clock::TscClock;
 use crate::ending::{Control, Ending};
 use crate::events::{AlarmHandle, Events};
 use crate::gsi::Gsi;
+use crate::pci::PciSlots;
 use crate::platform::Board;
 use crate::serial;
 use crate::streams::{Output, Streams, Writer};
+use crate::virtio;
 use chipset::apic::{Attention, IOAPIC_BASE, IOAPIC_PINS, IOAPIC_SIZE, IoApic, Lapics, Processor};
 use chipset::bus::Shared;
 use chipset::hpet::{Hpet, LegacyRoute, PIT_PIN, RTC_PIN};
 use chipset::i8042::I8042;
-use chipset::pci::PciHost;
 use chipset::pic::Pic;
 use chipset::pit::Pit;
 use chipset::pm::Pm;
@@ -31,7 +32,7 @@ use chipset::testdev::{
 use chipset::{Bus, BusDevice, Clock, Device, Line, LineSink, WindowId, hpet, i8042, pci, pic, pit, pm, rtc};
 use control::MachineConfig;
 use engine::Kicker;
-use memory::Layout;
+use memory::GuestMemory;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -52,7 +53,7 @@ const LINT0: u8 = 0;
 /// What the board is built from.
 pub(crate) struct Parts<'a> {
     pub(crate) config: &'a MachineConfig,
-    pub(crate) layout: &'a Layout,
+    pub(crate) memory: &'a GuestMemory,
     pub(crate) clock: &'a Arc<TscClock>,
     pub(crate) events: &'a Events,
     pub(crate) control: &'a Arc<Control>,
@@ -102,6 +103,8 @@ pub(crate) fn facts(config: &MachineConfig) -> BoardFacts {
         hpet: Some(*hpet::MMIO[0].0.start() as u32),
         hpet_id: hpet::BLOCK_ID,
         ecam: Some(*pci::MMIO[0].0.start() as u32),
+        pci_window: *pci::MEMORY.start() as u32,
+        pci_window_last: *pci::MEMORY.end() as u32,
         ..BoardFacts::pc(config.cpus)
     }
 }
@@ -115,6 +118,8 @@ pub(crate) struct Slot<'a> {
     wires: Vec<Line>,
     /// In front of IRQ 0 and 8, because the HPET can take them over.
     legacy: Arc<LegacyRoute>,
+    /// Where devices plug in.
+    pub(crate) pci: PciSlots,
     pub(crate) streams: Streams,
     ports: Bus,
     memory: Bus,
@@ -186,6 +191,7 @@ const KINDS: &[Attach] = &[
     attach_hpet,
     attach_pci,
     serial::attach,
+    virtio::attach,
     attach_test_devices,
 ];
 
@@ -200,7 +206,7 @@ fn attach_pit(slot: &mut Slot<'_>) -> Result<(), MachineError> {
 }
 
 fn attach_rtc(slot: &mut Slot<'_>) -> Result<(), MachineError> {
-    let ram = |index: usize| slot.parts.layout.regions().get(index).map_or(0, |region| region.len);
+    let ram = |index: usize| slot.parts.memory.layout().regions().get(index).map_or(0, |region| region.len);
     let memory = MemorySize { below_4g: ram(0), above_4g: ram(1) };
     let alarm = slot.alarm();
     let rtc =
@@ -241,9 +247,12 @@ fn attach_hpet(slot: &mut Slot<'_>) -> Result<(), MachineError> {
 }
 
 fn attach_pci(slot: &mut Slot<'_>) -> Result<(), MachineError> {
-    let host = Arc::new(Mutex::new(PciHost::new(Arc::clone(&slot.power))));
+    let host = slot.pci.host();
     slot.on_ports(&host, &pci::PORTS)?;
     slot.on_memory(&host, &pci::MMIO)?;
+    slot.memory
+        .claim_routed(pci::MEMORY, slot.pci.decoder())
+        .map_err(|overlap| MachineError::Config(overlap.to_string()))?;
     slot.keep(&host);
     Ok(())
 }
@@ -321,10 +330,12 @@ pub(crate) fn build(parts: &Parts<'_>, streams: Streams) -> Result<Chips, Machin
     lapics.connect_eoi(weak);
     let gsi: Arc<dyn LineSink> = Arc::new(Gsi::new(pic_output.clone(), ioapic.clone()));
     let wires: Vec<Line> = (0..IOAPIC_PINS).map(|pin| Line::new(Arc::clone(&gsi), pin)).collect();
+    let power: Arc<dyn PowerSink> = Arc::new(Power(Arc::clone(parts.control)));
     let mut slot = Slot {
         parts,
         clock,
-        power: Arc::new(Power(Arc::clone(parts.control))),
+        pci: PciSlots::new(Arc::clone(&power), lapics.clone()),
+        power,
         legacy: LegacyRoute::new(
             wires[usize::from(irq::TIMER)].share(),
             wires[usize::from(irq::RTC)].share(),

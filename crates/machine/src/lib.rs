@@ -8,6 +8,7 @@
 //! | `events` | the event loop: alarms and host file descriptors |
 //! | `streams`, `serial` | the host's side of serial ports; how the two meet |
 //! | `board`, `gsi` | the devices as a list, and how each is wired |
+//! | `pci`, `virtio` | what plugs into PCI |
 //! | `platform` | what a vCPU sees of all that |
 //! | `report` | what a run has counted |
 //! | `ending`, `vm` | how a run ends; the machine's life |
@@ -19,7 +20,8 @@
 //! # Threads
 //!
 //! One a vCPU (`ombra-vcpu0`...), living from a start of the guest to its next reset; `ombra-events` for timers and serial
-//! input; a writer for each serial port that leads somewhere (`ombra-com1`...); and the caller's, which waits. Nobody
+//! input; a writer for each serial port that leads somewhere (`ombra-com1`...); those of virtio devices (`ombra-rng-0`...),
+//! while their drivers have them running; and the caller's, which waits. Nobody
 //! polls: a machine whose vCPUs halt sleeps in system calls.
 //!
 //! # Lock order
@@ -42,11 +44,13 @@ mod ending;
 mod events;
 mod gsi;
 pub mod msr;
+mod pci;
 mod platform;
 mod raw;
 mod report;
 mod serial;
 mod streams;
+mod virtio;
 mod vm;
 
 pub use report::Report;

@@ -177,7 +177,7 @@ impl Machine {
         let chips = board::build(
             &board::Parts {
                 config: &config,
-                layout: memory.layout(),
+                memory: &memory,
                 clock: &clock,
                 events: &events,
                 control: &control,

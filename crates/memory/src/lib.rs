@@ -25,12 +25,14 @@
 //! cross a page.
 
 mod direct;
+mod dma;
 mod log;
 mod map;
 mod raw;
 mod resident;
 
 pub use direct::DirectWriter;
+pub use dma::{Dma, DmaRegion, Notice};
 pub use map::{Layout, Region};
 pub use raw::{Ram, RamOffset, Word};
 pub use resident::{resident_bytes, resident_in_all};

@@ -12,6 +12,8 @@ use std::arch::asm;
 use std::io;
 use std::ptr::{NonNull, null_mut};
 use std::sync::{Arc, OnceLock};
+use vm_memory::VolatileSlice;
+use vm_memory::bitmap::BitmapSlice;
 use x86::address::PAGE_SIZE;
 
 /// The offset of a byte in RAM, counted through all regions. Not a guest-physical address.
@@ -239,6 +241,19 @@ impl Ram {
         let pointer = self.pointer(at, bytes);
         // SAFETY: `pointer` checked the range.
         unsafe { T::fill_at(pointer, value, count) }
+    }
+
+    /// Bytes as `vm-memory` reads and writes them. `bitmap` hears of every store.
+    pub(crate) fn volatile_slice<B: BitmapSlice>(
+        &self,
+        at: RamOffset,
+        len: usize,
+        bitmap: B,
+    ) -> VolatileSlice<'_, B> {
+        let pointer = self.pointer(at, len as u64);
+        // SAFETY: `pointer` checked the range, which stays mapped as long as `self`. The slice's accesses are volatile or
+        // atomic; others race with them only as on the machine.
+        unsafe { VolatileSlice::with_bitmap(pointer, len, bitmap, None) }
     }
 
     /// The host address of a byte.

@@ -40,6 +40,14 @@ impl ConfigSpace {
         }
     }
 
+    /// Whether this and `other` differ in writable bits only, which are the same in both.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let fixed = |space: &Self| -> Vec<u8> {
+            space.bytes.iter().zip(&space.writable).map(|(byte, writable)| byte & !writable).collect()
+        };
+        self.is_possible() && self.writable == other.writable && fixed(self) == fixed(other)
+    }
+
     pub(super) fn is_possible(&self) -> bool {
         self.bytes.len() == SIZE && self.writable.len() == SIZE
     }

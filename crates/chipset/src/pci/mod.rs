@@ -2,13 +2,17 @@
 //!
 //! Source: PCI Local Bus 3.0, 3.2.2.3 and chapter 6; PCI Express base, 7.2.2. Device 0 is a host bridge and device 31 an ISA
 //! bridge, with the IDs of a Q35 and an ICH9, so that systems which look for a PC find one. Everything else plugs in as a
-//! [`PciFunction`]. What isn't there reads all ones.
+//! [`PciFunction`], mostly built on an [`Endpoint`]; the memory that its base addresses decode is reached through the [`Decoder`]. What
+//! isn't there reads all ones.
 //!
 //! Port 0xCF9 lies within the address register's bytes and is the reset control register of [`crate::pm`]. Lock order: this, then the function.
 //!
 //! Left out: other buses, base addresses for the bridges, interrupt routing registers.
 
 mod config;
+mod decode;
+mod endpoint;
+mod interrupts;
 
 use std::ops::RangeInclusive;
 use std::sync::{Arc, PoisonError};
@@ -19,6 +23,9 @@ use crate::device::{decode, encode};
 use crate::pm::ResetControl;
 use crate::{At, BusDevice, BusFault, Device, PowerSink, RestoreError, Saved, WindowId};
 pub use config::ConfigSpace;
+pub use decode::{Decode, Decoder};
+pub use endpoint::{Endpoint, EndpointState, Identity};
+pub use interrupts::{InterruptState, Interrupts, MOST_VECTORS};
 
 /// The address and data ports.
 pub const MECHANISM_1: WindowId = WindowId(0);
@@ -28,6 +35,9 @@ pub const ECAM: WindowId = WindowId(1);
 pub const PORTS: [(RangeInclusive<u64>, WindowId); 1] = [(0xcf8..=0xcff, MECHANISM_1)];
 /// A place for the memory-mapped window, 1 MiB for each of 256 buses (all but the first of which are empty).
 pub const MMIO: [(RangeInclusive<u64>, WindowId); 1] = [(0xe000_0000..=0xefff_ffff, ECAM)];
+
+/// Where base addresses lie: below 4 GiB, above RAM and below the memory-mapped window of [`MMIO`].
+pub const MEMORY: RangeInclusive<u64> = 0xc000_0000..=0xdfff_ffff;
 
 /// One function's configuration registers. `data` is 1, 2 or 4 bytes (or 8 through ECAM), aligned to its size.
 pub trait PciFunction: Send {
