@@ -245,7 +245,7 @@ impl Plan {
             .map(|stand| stand.scratch)
             .collect();
         let mut left: Vec<Reg> =
-            [R11, RCX].into_iter().filter(|&reg| !taken.contains(&reg) && !(busy && reg == RCX)).collect();
+            [R11, RCX].into_iter().filter(|&reg| !(taken.contains(&reg) || busy && reg == RCX)).collect();
         for stand in self.stands.iter_mut().filter(|stand| !stand.reads) {
             stand.scratch = left.pop()?;
         }
