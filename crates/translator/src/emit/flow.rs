@@ -135,18 +135,35 @@ impl Emitter<'_> {
         };
         // Iced numbers conditions from 1 in encoding order.
         let condition = taken - 1;
-        if target <= instruction.ip() {
-            let over = self.asm.jump_if_short(condition ^ 1);
-            self.poll_link(target);
-            self.link_jump(target);
-            self.must_reach(over);
-            self.link_jump(next);
-        } else {
+        let last = self.at + 1 == self.list.len();
+        if target > instruction.ip() {
             self.asm.jump_if(condition, self.asm.here());
             self.link_at(self.asm.len() - 4, target);
-            self.link_jump(next);
+        } else {
+            self.make_room();
+            let over = self.asm.jump_if_short(condition ^ 1);
+            self.asm.load_gs(RCX, field!(proceed));
+            self.asm.load(Size::B4, RCX, Mem::near(RCX, 0));
+            let stop = self.asm.jrcxz();
+            let link = self.links.len();
+            self.link_jump(target);
+            self.must_reach(stop);
+            self.leave_for_link(link, ExitReason::Poll);
+            self.must_reach(over);
         }
-        Ok(Flow::End)
+        if last {
+            self.link_jump(next);
+            return Ok(Flow::End);
+        }
+        Ok(Flow::Next)
+    }
+
+    /// Leaves with a link's number.
+    fn leave_for_link(&mut self, link: usize, reason: ExitReason) {
+        let number = self.request.first_link + link as u32;
+        self.asm.store_immediate(Size::B8, Mem::Gs(field!(argument)), number as i32);
+        self.asm.store_immediate(Size::B8, Mem::Gs(field!(reason)), reason as i32);
+        self.asm.jump(self.request.stubs.exit);
     }
 
     fn jump(&mut self, instruction: &Instruction, target: u64) {
@@ -199,10 +216,7 @@ impl Emitter<'_> {
                 }
                 LateJump::Short(hole) => self.must_reach(hole),
             }
-            let number = self.request.first_link + link as u32;
-            self.asm.store_immediate(Size::B8, Mem::Gs(field!(argument)), number as i32);
-            self.asm.store_immediate(Size::B8, Mem::Gs(field!(reason)), reason as i32);
-            self.asm.jump(self.request.stubs.exit);
+            self.leave_for_link(link, reason);
         }
     }
 

@@ -106,7 +106,7 @@ impl Windowed {
 }
 
 /// Links that a block may have before it gets no more windows; the cache has numbers for a few more.
-const WINDOW_LINKS: usize = 10;
+const WINDOW_LINKS: usize = 8;
 /// Widest window in bytes.
 const WIDEST: i32 = 128;
 
@@ -224,6 +224,10 @@ impl Emitter<'_> {
 
     /// What an instruction adds to a register; `None` where that isn't a constant.
     fn base_change(&mut self, instruction: &Instruction, base: usize) -> Option<i32> {
+        if instruction.is_jcc_short_or_near() && !self.request.mode.counted {
+            // The block goes on if it isn't taken.
+            return Some(0);
+        }
         if instruction.flow_control() != FlowControl::Next {
             return None;
         }

@@ -142,6 +142,8 @@ pub(crate) struct Translation {
 
 /// Most instructions in a block.
 const MAX_INSTRUCTIONS: u16 = 64;
+/// Most conditional branches that a block goes on after, if they aren't taken.
+const INNER_BRANCHES: u32 = 5;
 
 /// How an instruction was emitted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -249,14 +251,27 @@ impl Emitter<'_> {
         let mut decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
         let mut instructions = Vec::new();
         let mut uses_vector = false;
+        let mut branches = 0;
         let most = if self.request.second_cell.is_some() { 1 } else { MAX_INSTRUCTIONS };
         while decoder.can_decode() && instructions.len() < usize::from(most) {
             let instruction = decoder.decode();
             if instruction.is_invalid() {
                 break;
             }
-            uses_vector |= plain::is_vector(&instruction);
-            let ends = instruction.flow_control() != FlowControl::Next;
+            let vector = plain::is_vector(&instruction);
+            if vector && !uses_vector && branches > 0 {
+                // It may rarely come so far, and the registers would always be wanted.
+                break;
+            }
+            uses_vector |= vector;
+            let ends = match instruction.flow_control() {
+                FlowControl::Next => false,
+                FlowControl::ConditionalBranch if instruction.is_jcc_short_or_near() && !mode.counted => {
+                    branches += 1;
+                    branches > INNER_BRANCHES
+                }
+                _ => true,
+            };
             instructions.push(instruction);
             if ends {
                 break;
