@@ -17,6 +17,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     // Never the reverse: the reference does not know its optimiser.
     ("translator", &["interpreter", "shadow", "engine", "x86", "memory"]),
     ("chipset", &["x86", "memory"]),
+    ("net", &["control"]),
     ("virtio", &["chipset", "memory", "x86"]),
     // Never an engine: it holds an `Arc<dyn Engine>` that the binary makes.
     ("machine", &["chipset", "control", "engine", "memory", "virtio", "x86"]),

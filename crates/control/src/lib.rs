@@ -2,6 +2,10 @@
 //!
 //! The command line fills a [`MachineConfig`], `machine` builds from it.
 
+mod net;
+
+pub use net::{Forward, NetBackend, NetConfig, Protocol, UserNet};
+
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
