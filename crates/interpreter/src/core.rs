@@ -7,6 +7,7 @@
 
 use crate::cpu::{Cpu, Stop, special};
 use crate::flags::Flags;
+use crate::probe::Prober;
 use crate::tlb::Dropped;
 use crate::vcpu::InterpretedVcpu;
 use crate::walk::{Actor, Intent};
@@ -311,6 +312,18 @@ impl Core {
         };
         let ram = cpu.page_in_ram(walked.gpa)?;
         Some(Mapping { ram, read: false, write: false, global: walked.global, large: walked.large })
+    }
+
+    /// Walks that leave no trace, from the tables that are in force.
+    #[must_use]
+    pub fn prober(&self) -> Prober<'_> {
+        Prober::new(&self.vcpu.cpu)
+    }
+
+    /// What tells one address space from another: the address of its first table.
+    #[must_use]
+    pub fn root(&self) -> u64 {
+        self.vcpu.cpu.state.cr3 & 0x000f_ffff_ffff_f000
     }
 
     /// Whether the guest has invalidated translations since [`Core::take_dropped`].

@@ -12,6 +12,7 @@
 //! | `decode`, `blocks`, `op` | bytes to blocks of ops, their cache, the form of an op |
 //! | `cpu` | registers and what follows from them |
 //! | `access`, `tlb`, `walk` | memory: segments, TLB, page walks |
+//! | `probe` | walks that leave no trace |
 //! | `flags`, `width` | lazy arithmetic flags, operand widths |
 //! | `integer`, `string` | integer instructions by family |
 //! | `system` | control registers, segments, gates, tasks, exceptions, MSRs, CPUID |
@@ -30,6 +31,7 @@ mod integer;
 mod length;
 pub mod native;
 mod op;
+mod probe;
 mod run;
 mod string;
 mod system;
@@ -40,5 +42,6 @@ mod walk;
 mod width;
 
 pub use crate::core::{CodeMode, Core, Mapping, Outcome};
+pub use probe::{Probed, Prober, Viewer};
 pub use tlb::Dropped;
 pub use vcpu::{Interpreter, MAX_VCPUS};

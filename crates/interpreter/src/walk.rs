@@ -134,8 +134,7 @@ impl Cpu {
             if entry & pte::P == 0 {
                 return deny(self, 0);
             }
-            let pse = level == 2 && !pae && self.state.cr4 & cr4::PSE != 0;
-            let leaf = level == 1 || entry & pte::PS != 0 && (pse || (pae && (level == 2 || level == 3)));
+            let leaf = level == 1 || entry & pte::PS != 0 && self.may_be_leaf(level, pae);
             if entry & self.reserved_bits(level, leaf, pae, nxe, entry) != 0 {
                 return deny(self, fault::P | fault::RSVD);
             }
@@ -202,6 +201,11 @@ impl Cpu {
         }
     }
 
+    /// Whether PS makes an entry above the last level one of a page (SDM 3A 4.3-4.5).
+    pub(crate) fn may_be_leaf(&self, level: u32, pae: bool) -> bool {
+        if pae { level == 2 || level == 3 } else { level == 2 && self.state.cr4 & cr4::PSE != 0 }
+    }
+
     /// SMAP: supervisor accesses to user pages fault unless explicit and RFLAGS.AC is set (SDM 3A 4.6.1).
     fn smap_applies(&self, user: bool, actor: Actor) -> bool {
         !user
@@ -210,7 +214,7 @@ impl Cpu {
     }
 
     /// What the protection key of a user page allows: (any data access, writes) (SDM 3A 4.6.2).
-    fn key_rights(&self, user_page: bool, leaf: u64, write_protect: bool) -> (bool, bool) {
+    pub(crate) fn key_rights(&self, user_page: bool, leaf: u64, write_protect: bool) -> (bool, bool) {
         if !user_page || !self.long_mode || self.state.cr4 & cr4::PKE == 0 {
             return (true, true);
         }
@@ -220,7 +224,7 @@ impl Cpu {
     }
 
     /// Bits of an entry that must be zero (SDM 3A 4.3-4.5, figures 4-4 to 4-11).
-    fn reserved_bits(&self, level: u32, leaf: bool, pae: bool, nxe: bool, entry: u64) -> u64 {
+    pub(crate) fn reserved_bits(&self, level: u32, leaf: bool, pae: bool, nxe: bool, entry: u64) -> u64 {
         if !pae {
             // PSE-36: a 4 MiB page's bits 20:13 are address bits 39:32, as far as the machine has them; bit 21 is reserved.
             if leaf && level == 2 {
@@ -247,7 +251,7 @@ impl Cpu {
         beyond | no_execute | large | size
     }
 
-    fn leaf_base(&self, level: u32, entry: u64, pae: bool, shift: u32) -> u64 {
+    pub(crate) fn leaf_base(&self, level: u32, entry: u64, pae: bool, shift: u32) -> u64 {
         if pae {
             entry & self.physical_mask() & !((1 << shift) - 1)
         } else if level == 2 {

@@ -35,8 +35,6 @@ pub struct Fill {
     pub page: u64,
     /// Host address of the page in RAM.
     pub host: u64,
-    /// Number of the page in RAM.
-    pub frame: u64,
     /// Reads may go straight there.
     pub read: bool,
     /// Writes too.
@@ -47,18 +45,33 @@ pub struct Fill {
     pub large: bool,
 }
 
-/// One filled entry, so that it can be found again.
-#[derive(Clone, Copy)]
-struct Filled {
-    page: u64,
-    frame: u64,
-    write: bool,
-    global: bool,
-    large: bool,
+/// Entries noted in one list before all in it are dropped, which bounds the work of all the functions that go through them.
+const MOST_NOTED: usize = 1 << 16;
+/// No page larger than 4 KiB reaches beyond the 1 GiB that it lies in.
+const REGION: u32 = 30;
+/// Regions with such pages told apart; more, and every region counts as one.
+const MOST_REGIONS: usize = 32;
+
+/// Set in the note of a page that is part of a larger one.
+const LARGE: u64 = 1;
+
+/// The pages that have entries, so that they can be found again. A page may be noted more than once, and stay noted when its
+/// entry is gone.
+#[derive(Default)]
+pub(crate) struct Notes {
+    /// Pages of the address space at hand.
+    local: Vec<u64>,
+    /// Global ones.
+    global: Vec<u64>,
+    /// Regions in which some page is large.
+    large: Vec<u64>,
 }
 
-/// Entries noted before everything is dropped, which bounds the work of all the functions that go through them.
-const MOST_FILLED: usize = 1 << 16;
+impl Notes {
+    fn has_large(&self, address: u64) -> bool {
+        self.large.len() >= MOST_REGIONS || self.large.contains(&(address >> REGION))
+    }
+}
 
 impl View {
     /// Enters what a walk has found.
@@ -68,15 +81,22 @@ impl View {
         if delta == 0 || !fill.read {
             return;
         }
-        if self.filled.len() >= MOST_FILLED {
-            self.drop_all();
+        let notes = if fill.global { &self.notes.global } else { &self.notes.local };
+        if notes.len() >= MOST_NOTED {
+            let mut pages = Vec::new();
+            if fill.global { self.take_global(&mut pages) } else { self.take_local(&mut pages) }
+        }
+        // Where there is an entry, there is a note; but it may be that of a page which was local, or smaller.
+        if !fill.global || fill.large || self.read_entry(fill.page) == 0 {
+            let notes = if fill.global { &mut self.notes.global } else { &mut self.notes.local };
+            notes.push(fill.page | if fill.large { LARGE } else { 0 });
+        }
+        if fill.large && !self.notes.has_large(fill.page) {
+            self.notes.large.push(fill.page >> REGION);
         }
         self.set_read(fill.page, delta);
         self.set_write(fill.page, if fill.write { delta } else { 0 });
         self.clear_watched(fill.page);
-        let Fill { page, frame, write, global, large, .. } = *fill;
-        self.filled.push(Filled { page, frame, write, global, large });
-        self.has_large |= large;
     }
 
     /// Enters a page that is writable but for what is derived from it. `granules`: host address of its marks.
@@ -88,67 +108,85 @@ impl View {
         }
     }
 
-    /// Gives up what is kept for writing of one page of RAM that needn't be watched any more.
-    pub fn drop_watched(&mut self, frame: u64) {
-        for index in 0..self.filled.len() {
-            if self.filled[index].frame == frame {
-                self.clear_watched(self.filled[index].page);
+    /// Gives up what is kept for writing of one page of RAM, by its host address, that needn't be watched any more.
+    pub fn drop_watched(&mut self, host: u64) {
+        self.for_all(|view, page| {
+            if view.read_entry(page).wrapping_add(page) == host {
+                view.clear_watched(page);
             }
-        }
+        });
     }
 
     /// Drops everything.
     pub fn drop_all(&mut self) {
-        for index in 0..self.filled.len() {
-            self.clear(self.filled[index].page);
+        self.for_all(Self::clear);
+        self.notes.local.clear();
+        self.notes.global.clear();
+        self.notes.large.clear();
+    }
+
+    /// Drops all but global translations, as a new address space does, and says of which pages there were some.
+    pub fn take_local(&mut self, pages: &mut Vec<u64>) {
+        let mut notes = std::mem::take(&mut self.notes.local);
+        for page in notes.iter().map(|note| note & !LARGE) {
+            // What was noted twice is told once.
+            if self.clear(page) {
+                pages.push(page);
+            }
         }
-        self.filled.clear();
-        self.has_large = false;
+        notes.clear();
+        self.notes.local = notes;
     }
 
-    /// Drops all but global translations, as a new address space does.
-    pub fn drop_local(&mut self) {
-        self.drop_where(|filled| !filled.global);
+    /// Drops all global translations.
+    pub fn take_global(&mut self, pages: &mut Vec<u64>) {
+        let mut notes = std::mem::take(&mut self.notes.global);
+        for page in notes.iter().map(|note| note & !LARGE) {
+            if self.clear(page) {
+                pages.push(page);
+            }
+        }
+        notes.clear();
+        self.notes.global = notes;
     }
 
-    /// Drops the translations of one linear address, of whatever page size. True: more than its own 4 KiB had to go.
+    /// Drops the translations of one linear address, of whatever page size.
     pub fn drop_address(&mut self, address: u64) {
-        if self.has_large {
-            // A 1 GiB page reaches no further than this.
-            let region = address >> 30;
-            self.drop_where(|filled| filled.large && filled.page >> 30 == region);
-        }
         // Its note stays behind, which costs a second clearing later.
         self.clear(address & !(x86::address::PAGE_SIZE - 1));
-    }
-
-    /// Gives up every address for writing of the given pages of RAM.
-    pub fn drop_writable(&mut self, is_one: impl Fn(u64) -> bool) {
-        for index in 0..self.filled.len() {
-            let filled = self.filled[index];
-            if filled.write && is_one(filled.frame) {
-                self.set_write(filled.page, 0);
-                self.filled[index].write = false;
+        if self.notes.has_large(address) {
+            let notes = std::mem::take(&mut self.notes);
+            for &note in notes.local.iter().chain(&notes.global) {
+                if note >> REGION == address >> REGION && note & LARGE != 0 {
+                    self.clear(note & !LARGE);
+                }
             }
+            self.notes = notes;
         }
     }
 
-    fn drop_where(&mut self, goes: impl Fn(&Filled) -> bool) {
-        let mut filled = std::mem::take(&mut self.filled);
-        filled.retain(|filled| {
-            let goes = goes(filled);
-            if goes {
-                self.clear(filled.page);
+    /// Gives up every address for writing of the given pages of RAM, told by their host addresses.
+    pub fn drop_writable(&mut self, is_one: impl Fn(u64) -> bool) {
+        self.for_all(|view, page| {
+            let entry = view.write_entry(page);
+            if entry != 0 && is_one(entry.wrapping_add(page)) {
+                view.set_write(page, 0);
             }
-            !goes
         });
-        self.filled = filled;
     }
 
-    /// How many fills are noted.
+    fn for_all<T>(&mut self, mut each: impl FnMut(&mut Self, u64) -> T) {
+        let notes = std::mem::take(&mut self.notes);
+        for note in notes.local.iter().chain(&notes.global) {
+            each(self, note & !LARGE);
+        }
+        self.notes = notes;
+    }
+
+    /// How many entries there are at most.
     #[must_use]
     pub fn filled(&self) -> usize {
-        self.filled.len()
+        self.notes.local.len() + self.notes.global.len()
     }
 }
 
@@ -157,7 +195,7 @@ mod tests {
     use super::*;
 
     fn fill(page: u64, host: u64, global: bool) -> Fill {
-        Fill { page, host, frame: host >> 12, read: true, write: true, global, large: false }
+        Fill { page, host, read: true, write: true, global, large: false }
     }
 
     #[test]
@@ -184,11 +222,50 @@ mod tests {
         let mut view = View::new(&shared).expect("address space");
         view.fill(&fill(0x5000, 0x10000, false));
         view.fill(&fill(0x6000, 0x20000, true));
-        view.drop_local();
+        let mut taken = Vec::new();
+        view.take_local(&mut taken);
+        assert_eq!(taken, [0x5000]);
         assert_eq!((view.read_entry(0x5000), view.write_entry(0x5000)), (0, 0));
         assert_ne!(view.read_entry(0x6000), 0);
         view.drop_address(0x6fff);
         assert_eq!(view.read_entry(0x6000), 0);
+    }
+
+    #[test]
+    fn a_page_is_told_once_however_often_it_was_filled() {
+        let shared = Shared::new().expect("memory");
+        let mut view = View::new(&shared).expect("address space");
+        let local = fill(0x5000, 0x10000, false);
+        view.fill(&Fill { write: false, ..local });
+        view.fill(&local);
+        view.fill(&fill(0x6000, 0x20000, true));
+        let mut taken = Vec::new();
+        view.take_local(&mut taken);
+        view.take_local(&mut taken);
+        assert_eq!(taken, [0x5000]);
+        view.take_global(&mut taken);
+        assert_eq!((taken, view.filled()), (vec![0x5000, 0x6000], 0));
+    }
+
+    #[test]
+    fn a_page_that_was_global_and_is_no_more_goes_with_its_address_space() {
+        let shared = Shared::new().expect("memory");
+        let mut view = View::new(&shared).expect("address space");
+        view.fill(&fill(0x5000, 0x10000, true));
+        view.fill(&fill(0x5000, 0x20000, false));
+        view.take_local(&mut Vec::new());
+        assert_eq!(view.read_entry(0x5000), 0);
+    }
+
+    #[test]
+    fn more_pages_than_are_noted_drop_older_ones() {
+        let shared = Shared::new().expect("memory");
+        let mut view = View::new(&shared).expect("address space");
+        for number in 1..=MOST_NOTED as u64 + 1 {
+            view.fill(&fill(number << 12, 0x7000_0000_0000, false));
+        }
+        assert_eq!((view.filled(), view.read_entry(0x1000)), (1, 0));
+        assert_ne!(view.read_entry((MOST_NOTED as u64 + 1) << 12), 0);
     }
 
     #[test]
@@ -210,7 +287,7 @@ mod tests {
         let mut view = View::new(&shared).expect("address space");
         view.fill(&fill(0x5000, 0x10000, false));
         view.fill(&fill(0x6000, 0x20000, false));
-        view.drop_writable(|frame| frame == 0x10);
+        view.drop_writable(|host| host == 0x10000);
         assert_eq!(view.write_entry(0x5000), 0);
         assert_ne!(view.read_entry(0x5000), 0);
         assert_ne!(view.write_entry(0x6000), 0);
@@ -230,7 +307,7 @@ mod tests {
         view.drop_address(0x5000);
         assert_eq!((view.read_entry(0x5000), view.watched(0x5000)), (0, None));
         view.watch(&at, 0x1234);
-        view.drop_watched(0x10);
+        view.drop_watched(0x10000);
         assert_eq!(view.watched(0x5000), None);
         view.watch(&at, 0x1234);
         view.fill(&at);

@@ -4,7 +4,7 @@
 
 #![expect(unsafe_code, reason = "the tables are mappings that translated code reads")]
 
-use crate::Filled;
+use crate::Notes;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::fs::File;
@@ -71,8 +71,7 @@ impl Drop for Shared {
 /// One guest address space as one kind of access sees it. See the crate's head.
 pub struct View {
     base: NonNull<u8>,
-    pub(crate) filled: Vec<Filled>,
-    pub(crate) has_large: bool,
+    pub(crate) notes: Notes,
 }
 
 // SAFETY: the mapping belongs to this value alone.
@@ -90,8 +89,7 @@ impl View {
             unsafe { mmap_anonymous(null_mut(), VIEW_BYTES, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
         let mut view = Self {
             base: NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
-            filled: Vec::new(),
-            has_large: false,
+            notes: Notes::default(),
         };
         // SAFETY: the range has just been mapped. Touched sparsely, it must not be backed by huge pages. Where there
         // are none, the advice is refused, and not needed. It isn't kept over a fork or in a core file either.
@@ -155,18 +153,19 @@ impl View {
         unsafe { self.entry(address, true).write(value) }
     }
 
-    /// Empties all entries of a page. A table page that was never touched isn't touched by this either, beyond a look.
-    pub(crate) fn clear(&mut self, address: u64) {
-        for write in [false, true] {
-            let entry = self.entry(address, write);
-            // SAFETY: as above.
-            unsafe {
-                if entry.read() != 0 {
-                    entry.write(0);
-                }
-            }
+    /// Empties all entries of a page; says whether there were any. A table page that was never touched isn't touched by this
+    /// either, beyond a look.
+    pub(crate) fn clear(&mut self, address: u64) -> bool {
+        // What can't be read can't be written.
+        if self.read_entry(address) == 0 {
+            return false;
+        }
+        self.set_read(address, 0);
+        if self.write_entry(address) != 0 {
+            self.set_write(address, 0);
         }
         self.clear_watched(address);
+        true
     }
 
     fn own_word(&self, array: usize, slot: usize) -> *mut u64 {

@@ -11,7 +11,8 @@
 //!
 //! Called by the run loop on the vCPU's thread, never while translated code runs; no locks.
 
-use crate::context::{self, CELL_COUNT, CELLS};
+use crate::cells::Cells;
+use crate::context;
 use crate::emit::{self, Features, Mark, Mode, Request, Translation};
 use crate::listing::{Listed, listing};
 use crate::raw::code::CodeMemory;
@@ -91,17 +92,6 @@ struct Link {
     to: Option<BlockId>,
 }
 
-struct Cell {
-    page: u64,
-    frame: u64,
-    user: bool,
-    global: bool,
-    large: bool,
-    valid: bool,
-    /// Blocks that check it.
-    blocks: u32,
-}
-
 #[derive(Clone, Copy)]
 struct LookUp {
     rip: u64,
@@ -137,17 +127,13 @@ pub(crate) struct Cache {
     blocks: Vec<Block>,
     /// Numbers of blocks that are evicted.
     free: Vec<BlockId>,
-    /// The blocks in each region, dead ones too, by address; and the region that is being filled.
-    regions: [Vec<BlockId>; REGIONS],
+    /// The blocks in each region, dead ones too, with their entries, in order; and the region that is being filled.
+    regions: [Vec<(u64, BlockId)>; REGIONS],
     filling: usize,
     by_key: HashMap<Key, BlockId, BuildHasherDefault<KeyHasher>>,
     by_frame: HashMap<u64, Vec<BlockId>, BuildHasherDefault<KeyHasher>>,
     look_ups: Box<[Option<LookUp>]>,
-    cells: Vec<Cell>,
-    free_cells: Vec<u32>,
-    by_page: HashMap<(u64, u64, bool), u32, BuildHasherDefault<KeyHasher>>,
-    /// Cells that are valid.
-    valid: Vec<u32>,
+    pub(crate) cells: Cells,
     /// Changes of code that may have run: the thread has to serialize before it runs on.
     pub(crate) patched: bool,
     pub(crate) counts: Counts,
@@ -169,10 +155,7 @@ impl Cache {
             by_key: HashMap::default(),
             by_frame: HashMap::default(),
             look_ups: vec![None; LOOK_UPS].into_boxed_slice(),
-            cells: Vec::new(),
-            free_cells: Vec::new(),
-            by_page: HashMap::default(),
-            valid: Vec::new(),
+            cells: Cells::new(),
             patched: false,
             counts: Counts::default(),
         })
@@ -193,7 +176,7 @@ impl Cache {
             return None;
         }
         let block = &self.blocks[found.block as usize];
-        let valid = |cell: u32| self.cells[cell as usize].valid;
+        let valid = |cell: u32| self.cells.is_valid(cell);
         let mapped = valid(block.cell) && block.second.is_none_or(|(_, cell)| valid(cell));
         (!block.dead && mapped).then_some(found.block)
     }
@@ -283,9 +266,9 @@ impl Cache {
             }
             let cell = self.cell(rip, mode, place, context);
             // The second must not take the first one's number, which is no block's yet.
-            self.cells[cell as usize].blocks += 1;
+            self.cells.hold(cell);
             let second_cell = second.map(|second| self.cell(next_page(rip, mode), mode, second, context));
-            self.cells[cell as usize].blocks -= 1;
+            self.cells.release(cell);
             let block = self.next_id();
             let made = emit::translate(&Request {
                 bytes,
@@ -363,15 +346,15 @@ impl Cache {
         } else {
             self.blocks.push(block);
         }
-        self.regions[self.filling].push(id);
+        self.regions[self.filling].push((base, id));
         self.by_key.insert(key, id);
         self.by_frame.entry(place.at.frame()).or_default().push(id);
-        self.cells[cell as usize].blocks += 1;
+        self.cells.hold(cell);
         if let Some((second, cell)) = second {
             if second.at.frame() != place.at.frame() {
                 self.by_frame.entry(second.at.frame()).or_default().push(id);
             }
-            self.cells[cell as usize].blocks += 1;
+            self.cells.hold(cell);
             self.vouch(cell, second, context);
         }
         self.look_ups[slot(rip, mode)] = Some(LookUp { rip, mode, block: id });
@@ -383,7 +366,7 @@ impl Cache {
     /// Makes room: goes on to the region that was filled longest ago, whose blocks go.
     fn evict(&mut self, context: &mut ContextCell) {
         self.filling = (self.filling + 1) % REGIONS;
-        for id in std::mem::take(&mut self.regions[self.filling]) {
+        for (_, id) in std::mem::take(&mut self.regions[self.filling]) {
             if !self.blocks[id as usize].dead {
                 self.counts.evicted += 1;
                 self.kill(id);
@@ -398,73 +381,18 @@ impl Cache {
 
     /// The cell of a page.
     fn cell(&mut self, rip: u64, mode: Mode, place: Place, context: &mut ContextCell) -> u32 {
-        let page = rip & !(PAGE_SIZE - 1);
-        let key = (page, place.at.frame(), mode.user);
-        if let Some(&cell) = self.by_page.get(&key) {
-            return cell;
-        }
-        if self.free_cells.is_empty() && self.cells.len() == CELL_COUNT {
-            self.free_unused_cells(context);
-            while self.free_cells.is_empty() {
+        loop {
+            if let Some(cell) = self.cells.of(rip, mode.user, place) {
+                return cell;
+            }
+            while !self.cells.free_unused(context) {
                 self.evict(context);
-                self.free_unused_cells(context);
             }
         }
-        let fresh = Cell {
-            page,
-            frame: place.at.frame(),
-            user: mode.user,
-            global: place.global,
-            large: place.large,
-            valid: false,
-            blocks: 0,
-        };
-        let cell = if let Some(cell) = self.free_cells.pop() {
-            self.cells[cell as usize] = fresh;
-            cell
-        } else {
-            self.cells.push(fresh);
-            self.cells.len() as u32 - 1
-        };
-        self.by_page.insert(key, cell);
-        cell
-    }
-
-    fn free_unused_cells(&mut self, context: &mut ContextCell) {
-        for (index, cell) in self.cells.iter_mut().enumerate() {
-            if cell.blocks == 0 {
-                cell.valid = false;
-                context.set_half(CELLS, index, 0);
-                self.by_page.remove(&(cell.page, cell.frame, cell.user));
-                self.free_cells.push(index as u32);
-            }
-        }
-        let cells = &self.cells;
-        self.valid.retain(|&cell| cells[cell as usize].valid);
     }
 
     fn vouch(&mut self, cell: u32, place: Place, context: &mut ContextCell) {
-        let entry = &mut self.cells[cell as usize];
-        (entry.global, entry.large) = (place.global, place.large);
-        if !entry.valid {
-            entry.valid = true;
-            self.valid.push(cell);
-            context.set_half(CELLS, cell as usize, 1);
-        }
-    }
-
-    /// Takes back that pages are known to be mapped.
-    pub(crate) fn doubt(&mut self, context: &mut ContextCell, mut which: impl FnMut(&Doubtful) -> bool) {
-        let cells = &mut self.cells;
-        self.valid.retain(|&index| {
-            let cell = &mut cells[index as usize];
-            let doubted = which(&Doubtful { page: cell.page, global: cell.global, large: cell.large });
-            if doubted {
-                cell.valid = false;
-                context.set_half(CELLS, index as usize, 0);
-            }
-            !doubted
-        });
+        self.cells.vouch(cell, place.global, place.large, context);
     }
 
     /// Patches a link to lead to a block.
@@ -569,10 +497,10 @@ impl Cache {
         // The table of indirect targets may have its entry: there it leaves as if the page were in doubt.
         self.patch_entry(entry);
         self.by_key.remove(&key);
-        self.cells[cell as usize].blocks -= 1;
+        self.cells.release(cell);
         self.leave_frame(key.at.frame(), id);
         if let Some((at, cell)) = second {
-            self.cells[cell as usize].blocks -= 1;
+            self.cells.release(cell);
             self.leave_frame(at.frame(), id);
         }
         if let Some(found) = self.look_ups[slot(key.rip, key.mode)]
@@ -601,8 +529,8 @@ impl Cache {
     /// Which guest instruction a host address in code memory belongs to.
     pub(crate) fn locate(&self, host: u64) -> Option<(BlockId, u64)> {
         let region = self.regions.get(self.code.region_of(host)?)?;
-        let index = region.partition_point(|&id| self.blocks[id as usize].entry <= host).checked_sub(1)?;
-        let id = region[index];
+        let index = region.partition_point(|&(entry, _)| entry <= host).checked_sub(1)?;
+        let (_, id) = region[index];
         let block = &self.blocks[id as usize];
         if host >= block.end {
             return None;
@@ -676,7 +604,7 @@ impl Cache {
 
     /// Code bytes of the stubs and of blocks that aren't evicted.
     pub(crate) fn used(&self) -> usize {
-        let bytes = |&id: &BlockId| self.blocks[id as usize].end - self.blocks[id as usize].entry;
+        let bytes = |&(entry, id): &(u64, BlockId)| self.blocks[id as usize].end - entry;
         self.code.kept() + self.regions.iter().flatten().map(bytes).sum::<u64>() as usize
     }
 
@@ -698,7 +626,7 @@ impl Cache {
 
 /// A hasher for addresses: multiplications. A guest that makes them collide slows itself down.
 #[derive(Default)]
-struct KeyHasher(u64);
+pub(crate) struct KeyHasher(u64);
 
 impl Hasher for KeyHasher {
     fn finish(&self) -> u64 {
@@ -739,13 +667,6 @@ fn load(memory: &GuestMemory, at: RamOffset, second: Option<RamOffset>, into: &m
     if let Some(second) = second {
         memory.load_bytes(second, tail);
     }
-}
-
-/// A page whose mapping may be doubted.
-pub(crate) struct Doubtful {
-    pub(crate) page: u64,
-    pub(crate) global: bool,
-    pub(crate) large: bool,
 }
 
 fn slot(rip: u64, mode: Mode) -> usize {

@@ -7,6 +7,8 @@
 //! | module | what |
 //! |---|---|
 //! | `vcpu` | the run loop |
+//! | `cells` | which pages of code are known to be mapped where they were |
+//! | `spaces` | address spaces that are kept when the guest leaves them |
 //! | `cache` | translated blocks, links, look-ups, invalidation |
 //! | `heat` | when code is worth a translation, and when marks are in the way |
 //! | `emit` | from guest instructions to host code |
@@ -25,12 +27,14 @@
 
 mod asm;
 mod cache;
+mod cells;
 mod context;
 mod counts;
 mod emit;
 mod heat;
 mod listing;
 mod raw;
+mod spaces;
 mod stubs;
 mod vcpu;
 mod watched;

@@ -13,6 +13,7 @@ use crate::raw::enter::{self, ContextCell};
 use crate::raw::fill::Filler;
 use crate::raw::signals;
 use crate::raw::stack::ReturnStack;
+use crate::spaces::Spaces;
 use crate::stubs::ExitReason;
 use crate::watched::Watched;
 use crate::{Options, xstate};
@@ -49,6 +50,7 @@ pub(crate) struct TranslatedVcpu {
     /// The modes that the tables of indirect targets hold translations for: supervisor's and user's.
     table_modes: [Option<Mode>; 2],
     counts: Counts,
+    spaces: Spaces,
     /// The translation to go on with at an address, instead of what would be found for it.
     next: Option<(u64, BlockId)>,
     /// What is left of the instruction budget, if there is one.
@@ -121,6 +123,7 @@ impl TranslatedVcpu {
                 fallbacks: options.count_fallbacks.then(Fallbacks::default),
                 ..Counts::default()
             },
+            spaces: Spaces::new(),
             next: None,
             left: None,
             translated: 0,
@@ -348,23 +351,17 @@ impl TranslatedVcpu {
     fn catch_up(&mut self) {
         if self.filler.core.has_dropped() {
             let dropped = self.filler.core.take_dropped();
-            self.filler.invalidate(&dropped);
             let [all, local, addresses] = &mut self.counts.dropped;
             *all += u64::from(dropped.all);
             *local += u64::from(!dropped.all && dropped.local);
             *addresses += if dropped.all { 0 } else { dropped.addresses.len() as u64 };
-            let (cache, context) = (&mut self.cache, &mut self.context);
-            if dropped.all {
-                cache.doubt(context, |_| true);
-            } else {
-                if dropped.local {
-                    cache.doubt(context, |page| !page.global);
-                }
-                for address in &dropped.addresses {
-                    cache.doubt(context, |page| {
-                        page.page == address & !0xfff || page.large && page.page >> 30 == address >> 30
-                    });
-                }
+            let (cells, context) = (&mut self.cache.cells, &mut self.context);
+            for &address in &dropped.addresses {
+                self.filler.drop_address(address);
+                cells.doubt_address(address, context);
+            }
+            if dropped.all || dropped.local {
+                self.spaces.renew(dropped.all, &mut self.filler, cells, context);
             }
         }
         if self.memory.epoch() != self.writes_seen {
@@ -690,6 +687,7 @@ impl Vcpu for TranslatedVcpu {
         }
         self.counts.counters(&self.cache, &mut counters);
         self.filler.counters(&mut counters);
+        self.spaces.counters(&mut counters);
         counters
     }
 }

@@ -18,6 +18,7 @@ mod kernel;
 mod memory;
 mod programs;
 mod raw;
+mod switch;
 mod vector;
 mod workload;
 
@@ -99,6 +100,7 @@ fn all() -> impl Iterator<Item = &'static Workload> {
         memory::WORKLOADS,
         vector::WORKLOADS,
         kernel::WORKLOADS,
+        switch::WORKLOADS,
         atomics::WORKLOADS,
         code::WORKLOADS,
         programs::WORKLOADS,

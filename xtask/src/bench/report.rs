@@ -33,6 +33,7 @@ const TARGETS: &[Target] = &[
     },
     Target { group: "programs", what: "Debian's programs", native: Some(2.5), tcg: Some(5.0) },
     Target { group: "kernel", what: "the kernel's work", native: None, tcg: Some(3.0) },
+    Target { group: "switches", what: "switches between processes", native: None, tcg: Some(5.0) },
     Target { group: "code", what: "code that changes", native: Some(10.0), tcg: Some(100.0) },
     Target { group: "atomics", what: "locked instructions", native: None, tcg: None },
 ];

@@ -259,10 +259,13 @@ pub(super) fn invpcid(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
         return Err(Exception::GP0.into());
     }
     // Only the current PCID's translations are ever held.
+    let current = !pcide || pcid == cpu.state.cr3 & 0xfff;
     match kind {
-        0 if pcid == cpu.state.cr3 & 0xfff || !pcide => cpu.tlb.flush_address(address),
-        0 => {}
-        _ => cpu.tlb.flush(),
+        0 if current => cpu.tlb.flush_address(address),
+        1 if current => cpu.tlb.flush_local(),
+        0 | 1 => {}
+        2 => cpu.tlb.flush(),
+        _ => cpu.tlb.flush_local(),
     }
     Ok(())
 }

@@ -3,12 +3,13 @@
 //! A [`Filler`] is what both need: the reference's core for walks, the views, and the platform that page tables may lie in.
 //! Translated code gets its address; while it runs, nobody else uses the filler.
 
+use crate::cache::Place;
 use crate::context::Context;
 use crate::raw::enter::enter;
 use crate::raw::signals::{self, Running};
 use crate::stubs::Want;
 use engine::{Counters, Platform};
-use interpreter::{Core, Dropped};
+use interpreter::{Core, Prober, Viewer};
 use memory::{GuestMemory, RamOffset};
 use shadow::{Fill, Shared, View};
 use std::ptr::NonNull;
@@ -18,11 +19,13 @@ use x86::control::cr4;
 const USER: usize = 0;
 const SUPERVISOR: usize = 1;
 const SUPERVISOR_OPEN: usize = 2;
+/// How many views a vCPU has.
+pub(crate) const VIEWS: usize = 3;
 
 pub(crate) struct Filler {
     pub(crate) core: Core,
     memory: GuestMemory,
-    views: [Option<View>; 3],
+    views: [Option<View>; VIEWS],
     /// The view in force.
     current: usize,
     /// The host has refused a view: no use in asking again.
@@ -113,20 +116,32 @@ impl Filler {
         self.io = None;
     }
 
-    /// Drops what the guest has invalidated.
-    pub(crate) fn invalidate(&mut self, dropped: &Dropped) {
+    /// Drops what the views hold of one linear address.
+    pub(crate) fn drop_address(&mut self, address: u64) {
         for view in self.views.iter_mut().flatten() {
-            if dropped.all {
-                view.drop_all();
-                continue;
-            }
-            if dropped.local {
-                view.drop_local();
-            }
-            for &address in &dropped.addresses {
-                view.drop_address(address);
+            view.drop_address(address);
+        }
+    }
+
+    /// Drops what the views hold of global pages, or of all others, and gives the pages.
+    pub(crate) fn take(&mut self, global: bool, pages: &mut [Vec<u64>; VIEWS]) {
+        for (view, pages) in self.views.iter_mut().zip(pages) {
+            match view {
+                Some(view) if global => view.take_global(pages),
+                Some(view) => view.take_local(pages),
+                None => {}
             }
         }
+    }
+
+    /// Whether a view has an entry for a page.
+    pub(crate) fn has_entry(&self, view: usize, page: u64) -> bool {
+        self.views[view].as_ref().is_some_and(|view| view.read_entry(page) != 0)
+    }
+
+    /// The tables that are in force, and the views.
+    pub(crate) fn parts(&mut self) -> (Prober<'_>, Views<'_>) {
+        (self.core.prober(), Views { views: &mut self.views, memory: &self.memory })
     }
 
     pub(crate) fn drop_everything(&mut self) {
@@ -137,8 +152,9 @@ impl Filler {
 
     /// Something is derived from these pages of RAM now.
     pub(crate) fn give_up_writing(&mut self, frames: &[u64]) {
+        let ram = self.memory.host_address(RamOffset(0));
         for view in self.views.iter_mut().flatten() {
-            view.drop_writable(|frame| frames.contains(&frame));
+            view.drop_writable(|host| frames.contains(&(host.wrapping_sub(ram) >> 12)));
         }
     }
 
@@ -155,8 +171,9 @@ impl Filler {
 
     /// Nothing is derived from these pages of RAM any more.
     pub(crate) fn allow_writing(&mut self, frame: u64) {
+        let host = self.memory.host_address(RamOffset(frame << 12));
         for view in self.views.iter_mut().flatten() {
-            view.drop_watched(frame);
+            view.drop_watched(host);
         }
     }
 
@@ -183,7 +200,6 @@ impl Filler {
         let fill = Fill {
             page: address & !0xfff,
             host: self.memory.host_address(mapping.ram),
-            frame: mapping.ram.frame(),
             read: true,
             write: mapping.write && !derived,
             global: mapping.global,
@@ -244,6 +260,42 @@ impl Filler {
         unsafe { (start as *mut u8).copy_from_nonoverlapping(copy.as_ptr(), bytes as usize) };
         let delta = start.wrapping_sub(address);
         if delta <= 1 { 0 } else { delta }
+    }
+}
+
+/// All views of a vCPU, to be filled in advance.
+pub(crate) struct Views<'a> {
+    views: &'a mut [Option<View>; VIEWS],
+    memory: &'a GuestMemory,
+}
+
+impl Views<'_> {
+    /// Enters a page if the tables that are in force allow it without anything being set in them.
+    pub(crate) fn enter(&mut self, prober: &mut Prober<'_>, view: usize, page: u64) -> bool {
+        let viewer = match view {
+            USER => Viewer::User,
+            SUPERVISOR => Viewer::Supervisor,
+            _ => Viewer::SupervisorOpen,
+        };
+        let (Some(view), Some(found)) = (&mut self.views[view], prober.probe(page, viewer)) else {
+            return false;
+        };
+        view.fill(&Fill {
+            page,
+            host: self.memory.host_address(found.ram),
+            read: found.read,
+            write: found.write && !self.memory.is_derived(found.ram),
+            global: found.global,
+            large: found.large,
+        });
+        found.read
+    }
+
+    /// Where a page of code is, if code may be fetched there without anything being set in the tables.
+    pub(crate) fn code(&self, prober: &mut Prober<'_>, page: u64, user: bool) -> Option<Place> {
+        let viewer = if user { Viewer::User } else { Viewer::Supervisor };
+        let found = prober.probe(page, viewer).filter(|found| found.fetch)?;
+        Some(Place { at: found.ram, global: found.global, large: found.large })
     }
 }
 
