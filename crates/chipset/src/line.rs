@@ -5,10 +5,34 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// What has become of the edge that a line carried last.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Edge {
+    /// A processor has taken it, or it was masked: another edge is an interrupt of its own.
+    Gone,
+    /// It waits for a processor that hasn't looked since it came, because the host runs something else.
+    Unseen,
+    /// It waits for a processor that knows of it and can't take it now: IF is clear, or something more urgent is in service. Another edge
+    /// would be lost, as on hardware.
+    Held,
+}
+
+impl Edge {
+    /// Of an edge that went two ways: what waits counts more than what doesn't.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        if self == Self::Gone { other } else { self }
+    }
+}
+
 /// What a line ends in: an interrupt controller, or something that fans out to several.
 pub trait LineSink: Send + Sync {
     /// The level of input `pin` is now `high`. Called only on changes, in order.
     fn set_pin(&self, pin: u8, high: bool);
+    /// What has become of `pin`'s last edge. For timers, whose ticks must not get lost because the host is busy.
+    fn last_edge(&self, _pin: u8) -> Edge {
+        Edge::Gone
+    }
 }
 
 struct Wire {
@@ -52,6 +76,12 @@ impl Line {
         }
     }
 
+    /// What has become of the last edge.
+    #[must_use]
+    pub fn last_edge(&self) -> Edge {
+        self.wire.sink.last_edge(self.wire.pin)
+    }
+
     /// High and at once low again: an edge.
     pub fn pulse(&self) {
         self.set(true);
@@ -79,6 +109,10 @@ pub trait MsiSink: Send + Sync {
     /// Delivers one. `false` if nobody took it: there is no such processor, or its local APIC is off. A sender that waits for an
     /// EOI would wait in vain then.
     fn send(&self, msi: Msi) -> bool;
+    /// What has become of such a message, sent before. Of several alike, one is meant: they merge.
+    fn last_edge(&self, _msi: Msi) -> Edge {
+        Edge::Gone
+    }
 }
 
 #[cfg(test)]

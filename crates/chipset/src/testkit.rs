@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::{AlarmSink, At, BusDevice, Clock, Line, LineSink, Nanos, PowerRequest, PowerSink, WindowId};
+use crate::{
+    AlarmSink, At, BusDevice, Clock, Edge, Line, LineSink, Nanos, PowerRequest, PowerSink, WindowId,
+};
 
 /// The wall clock of the tests at guest time 0: 2024-02-28 23:59:50 UTC.
 pub(crate) const WALL: u64 = 1_709_164_790;
@@ -63,13 +65,16 @@ impl AlarmSink for TestAlarm {
     }
 }
 
-/// Remembers levels and counts rising edges.
-#[derive(Default)]
-pub(crate) struct Wires(Mutex<[(bool, u32); 32]>);
+/// Remembers levels and counts rising edges. What has become of the last one is said by the test.
+pub(crate) struct Wires(Mutex<[(bool, u32); 32]>, Mutex<Edge>);
 
 impl Wires {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::default()
+        Arc::new(Self(Mutex::default(), Mutex::new(Edge::Gone)))
+    }
+    /// What [`LineSink::last_edge`] says from now on.
+    pub(crate) fn set_last_edge(&self, edge: Edge) {
+        *self.1.lock().expect("not poisoned") = edge;
     }
     pub(crate) fn line(self: &Arc<Self>, pin: u8) -> Line {
         Line::new(self.clone(), pin)
@@ -87,6 +92,10 @@ impl LineSink for Wires {
         let pin = &mut self.0.lock().expect("not poisoned")[usize::from(pin)];
         pin.0 = high;
         pin.1 += u32::from(high);
+    }
+
+    fn last_edge(&self, _: u8) -> Edge {
+        *self.1.lock().expect("not poisoned")
     }
 }
 

@@ -29,11 +29,14 @@ use chipset::rtc::{MemorySize, Rtc};
 use chipset::testdev::{
     DEBUG_EXIT_PORTS, DebugExit, FW_CFG_PORTS, FwCfg, TEST_DEVICE_MMIO, TEST_DEVICE_PORTS, TestDevice,
 };
-use chipset::{Bus, BusDevice, Clock, Device, Line, LineSink, WindowId, hpet, i8042, pci, pic, pit, pm, rtc};
+use chipset::{
+    Bus, BusDevice, Clock, Creditor, Device, Line, LineSink, WindowId, hpet, i8042, pci, pic, pit, pm, rtc,
+};
 use control::MachineConfig;
 use engine::Kicker;
 use memory::GuestMemory;
 use std::ops::RangeInclusive;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// ISA interrupts, as every PC has them; serial ports' are in [`COM_PORTS`].
@@ -124,6 +127,7 @@ pub(crate) struct Slot<'a> {
     ports: Bus,
     memory: Bus,
     devices: Vec<Shared<dyn Device>>,
+    creditors: Vec<(Arc<AtomicBool>, Shared<dyn Creditor>)>,
     pub(crate) outputs: Vec<Output>,
     pub(crate) writers: Vec<Writer>,
 }
@@ -164,6 +168,12 @@ impl Slot<'_> {
         let device: Shared<dyn Device> = device.clone();
         self.devices.push(device);
     }
+
+    /// Hears of interrupts that are taken from now on.
+    fn credit<D: Creditor + 'static>(&mut self, device: &Arc<Mutex<D>>) {
+        let owes = device.lock().unwrap_or_else(PoisonError::into_inner).owes();
+        self.creditors.push((owes, device.clone()));
+    }
 }
 
 fn claim<D: BusDevice + 'static>(
@@ -201,6 +211,7 @@ fn attach_pit(slot: &mut Slot<'_>) -> Result<(), MachineError> {
     let pit = Arc::new(Mutex::new(pit));
     alarm.calls(&pit, Pit::on_alarm);
     slot.on_ports(&pit, &pit::PORTS)?;
+    slot.credit(&pit);
     slot.keep(&pit);
     Ok(())
 }
@@ -242,6 +253,7 @@ fn attach_hpet(slot: &mut Slot<'_>) -> Result<(), MachineError> {
     let hpet = Arc::new(Mutex::new(hpet));
     alarm.calls(&hpet, Hpet::on_alarm);
     slot.on_memory(&hpet, &hpet::MMIO)?;
+    slot.credit(&hpet);
     slot.keep(&hpet);
     Ok(())
 }
@@ -345,6 +357,7 @@ pub(crate) fn build(parts: &Parts<'_>, streams: Streams) -> Result<Chips, Machin
         ports: Bus::new(),
         memory: Bus::new(),
         devices: Vec::new(),
+        creditors: Vec::new(),
         outputs: Vec::new(),
         writers: Vec::new(),
     };
@@ -360,7 +373,12 @@ pub(crate) fn build(parts: &Parts<'_>, streams: Streams) -> Result<Chips, Machin
     slot.keep(&pic);
     slot.keep(&ioapic);
     slot.keep(&Arc::new(Mutex::new(Arc::clone(&lapics))));
-    let board = Board { ports: Arc::new(slot.ports), memory: Arc::new(slot.memory), lapics };
+    let board = Board {
+        ports: Arc::new(slot.ports),
+        memory: Arc::new(slot.memory),
+        lapics,
+        creditors: slot.creditors,
+    };
     Ok(Chips {
         board: Arc::new(board),
         devices: slot.devices,

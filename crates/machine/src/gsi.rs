@@ -5,8 +5,8 @@
 //!
 //! Threads and lock order: called with a device's lock held, takes one controller's lock after the other.
 
-use chipset::LineSink;
 use chipset::apic::IOAPIC_PINS;
+use chipset::{Edge, LineSink};
 use std::sync::Arc;
 
 /// Lines of the PIC pair.
@@ -26,6 +26,10 @@ impl Gsi {
     pub(crate) fn new(pic: Arc<dyn LineSink>, ioapic: Arc<dyn LineSink>) -> Self {
         Self { pic, ioapic }
     }
+
+    fn ioapic_input(pin: u8) -> u8 {
+        if pin == TIMER { TIMER_INPUT } else { pin }
+    }
 }
 
 impl LineSink for Gsi {
@@ -36,10 +40,18 @@ impl LineSink for Gsi {
         if pin < ISA_LINES {
             self.pic.set_pin(pin, high);
         }
-        let input = if pin == TIMER { TIMER_INPUT } else { pin };
+        let input = Self::ioapic_input(pin);
         if input < IOAPIC_PINS {
             self.ioapic.set_pin(input, high);
         }
+    }
+
+    fn last_edge(&self, pin: u8) -> Edge {
+        if pin == CASCADE {
+            return Edge::Gone;
+        }
+        let pic = if pin < ISA_LINES { self.pic.last_edge(pin) } else { Edge::Gone };
+        pic.or(self.ioapic.last_edge(Self::ioapic_input(pin)))
     }
 }
 

@@ -4,10 +4,12 @@
 //! time.
 
 use crate::msr::Msrs;
-use chipset::Bus;
 use chipset::apic::{ApicEvent, Lapics};
+use chipset::bus::Shared;
+use chipset::{Bus, Creditor};
 use engine::{Access, Event, GpFault, Platform, VcpuId, Window};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use x86::Gpa;
 use x86::address::PAGE_SIZE;
 
@@ -19,6 +21,19 @@ pub(crate) struct Board {
     pub(crate) memory: Arc<Bus>,
     /// All local APICs.
     pub(crate) lapics: Arc<Lapics>,
+    /// Timers that may owe ticks, each with the flag that says so.
+    pub(crate) creditors: Vec<(Arc<AtomicBool>, Shared<dyn Creditor>)>,
+}
+
+impl Board {
+    /// A vCPU has taken an interrupt: who owes another one may raise it now.
+    fn interrupt_taken(&self) {
+        for (owes, creditor) in &self.creditors {
+            if owes.load(Ordering::Acquire) {
+                creditor.lock().unwrap_or_else(PoisonError::into_inner).interrupt_taken();
+            }
+        }
+    }
 }
 
 /// The platform of one vCPU.
@@ -99,7 +114,10 @@ impl Platform for VcpuPlatform {
             ApicEvent::Init => Event::Init,
             ApicEvent::Startup(vector) => Event::Startup(vector),
             ApicEvent::Nmi => Event::Nmi,
-            ApicEvent::Interrupt(vector) => Event::Interrupt(vector),
+            ApicEvent::Interrupt(vector) => {
+                self.board.interrupt_taken();
+                Event::Interrupt(vector)
+            }
         })
     }
 

@@ -14,7 +14,7 @@ use super::EoiSink;
 use super::spec::{io, mode};
 use crate::bus::{At, BusDevice, BusFault};
 use crate::device::{self, Device, RestoreError, Saved};
-use crate::line::{LineSink, Msi, MsiSink};
+use crate::line::{Edge, LineSink, Msi, MsiSink};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -232,13 +232,25 @@ impl Chip {
         }
     }
 
-    fn send(&self, entry: u64) -> bool {
+    fn message(entry: u64) -> Msi {
         let logical = entry & io::LOGICAL != 0;
         let level = if Self::is_level(entry) { 1 << 15 } else { 0 };
-        self.out.send(Msi {
+        Msi {
             address: super::LAPIC_BASE | entry >> 56 << 12 | u64::from(logical) << 2,
             data: entry as u32 & 0x7ff | 1 << 14 | level,
-        })
+        }
+    }
+
+    fn send(&self, entry: u64) -> bool {
+        self.out.send(Self::message(entry))
+    }
+
+    fn last_edge(&self, pin: usize) -> Edge {
+        let entry = self.state.table[pin];
+        if entry & io::MASKED != 0 || Self::is_level(entry) {
+            return Edge::Gone;
+        }
+        self.out.last_edge(Self::message(entry))
     }
 }
 
@@ -247,6 +259,10 @@ impl LineSink for IoApic {
         if pin < IOAPIC_PINS {
             self.lock().set_pin(pin.into(), high);
         }
+    }
+
+    fn last_edge(&self, pin: u8) -> Edge {
+        if pin < IOAPIC_PINS { self.lock().last_edge(pin.into()) } else { Edge::Gone }
     }
 }
 

@@ -10,6 +10,7 @@ use super::spec::{VERSION, base, esr, icr, lvt, mode, reg, svr};
 use super::timer::{Mode, Timer};
 use super::{ApicEvent, MsrFault};
 use crate::clock::{Alarm, Clock, Nanos};
+use crate::line::Edge;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -191,6 +192,36 @@ impl Lapic {
             } else {
                 state.nmis != 0 || self.deliverable().is_some()
             }
+    }
+
+    /// What has become of a message, or of LINT0's edge with that entry, if this APIC was meant. `refused`: the vCPU has looked at
+    /// what there is and couldn't take it.
+    pub(super) fn last_edge(&self, delivery: u32, vector: u8, refused: bool) -> Edge {
+        let (waits, deliverable) = match delivery {
+            mode::FIXED | mode::LOWEST => {
+                (self.state.irr.contains(vector), self.deliverable() == Some(vector) && !self.state.waiting)
+            }
+            mode::NMI => (self.state.nmis != 0, true),
+            mode::EXTINT => (self.state.extint, true),
+            _ => (false, false),
+        };
+        match (waits, deliverable && !refused) {
+            (false, _) => Edge::Gone,
+            (true, true) => Edge::Unseen,
+            (true, false) => Edge::Held,
+        }
+    }
+
+    /// The same of what the PIC's output asks.
+    pub(super) fn last_intr(&self, refused: bool) -> Edge {
+        let entry = self.state.lvt[lvt::LINT0];
+        if self.passes_intr() {
+            if refused { Edge::Held } else { Edge::Unseen }
+        } else if self.listens(0) {
+            self.last_edge(mode::of(entry), entry as u8, refused)
+        } else {
+            Edge::Gone
+        }
     }
 
     /// INIT, start-up or NMI, if the vCPU takes one.

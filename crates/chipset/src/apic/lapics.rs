@@ -8,7 +8,7 @@ use super::spec::{base, icr, mode};
 use super::{ApicEvent, Attention, EoiSink, ExtIntSource, MsrFault};
 use crate::clock::{Alarm, Clock};
 use crate::device::{self, Device, RestoreError, Saved};
-use crate::line::{LineSink, Msi, MsiSink};
+use crate::line::{Edge, LineSink, Msi, MsiSink};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use x86::msr;
@@ -50,6 +50,8 @@ struct Cell {
     event: AtomicBool,
     /// Which LINT pins matter, and how.
     pins: AtomicU8,
+    /// The vCPU has looked at what is pending and couldn't take it; nothing has come since.
+    refused: AtomicBool,
 }
 
 impl Cell {
@@ -68,6 +70,11 @@ struct Destination {
 }
 
 impl Destination {
+    /// SDM 3A 10.11.1.
+    const fn of(msi: Msi) -> Self {
+        Self { id: (msi.address >> 12) as u32 & 0xff, logical: msi.address & 4 != 0, wide: false }
+    }
+
     const fn is_broadcast(self) -> bool {
         self.id == if self.wide { 0xffff_ffff } else { 0xff }
     }
@@ -136,6 +143,7 @@ impl Lapics {
             priority: AtomicU8::new(0),
             event: AtomicBool::new(false),
             pins: AtomicU8::new(0),
+            refused: AtomicBool::new(false),
         });
         let lapics = Self {
             cells: cells.collect(),
@@ -238,6 +246,12 @@ impl Lapics {
     /// A boot processor (IA32_APIC_BASE.BSP) that takes [`ApicEvent::Init`] starts over at the reset vector, others wait.
     pub fn take_event(&self, cpu: u32, nmi_window: bool, interrupt_window: bool) -> Option<ApicEvent> {
         let cell = self.cell(cpu);
+        let taken = self.take_from(cell, nmi_window, interrupt_window);
+        cell.refused.store(taken.is_none(), Ordering::Relaxed);
+        taken
+    }
+
+    fn take_from(&self, cell: &Cell, nmi_window: bool, interrupt_window: bool) -> Option<ApicEvent> {
         let intr = interrupt_window && self.intr_reaches(cell);
         if cell.event.load(Ordering::Acquire) {
             let taken = self.with(cell, |chip| {
@@ -453,6 +467,7 @@ impl Lapics {
     }
 
     fn hand_over(&self, number: usize, message: Message) -> bool {
+        self.cells[number].refused.store(false, Ordering::Relaxed);
         self.with(&self.cells[number], |chip| chip.accept(message.delivery, message.vector, message.level))
     }
 
@@ -515,8 +530,8 @@ impl MsiSink for Lapics {
     /// SDM 3A 10.11: address bits 19:12 are the destination, 3 the redirection hint, 2 logical mode.
     fn send(&self, msi: Msi) -> bool {
         let delivery = mode::of(msi.data);
-        let logical = msi.address & 4 != 0;
-        let redirect = msi.address & 8 != 0 && logical && delivery == mode::FIXED;
+        let destination = Destination::of(msi);
+        let redirect = msi.address & 8 != 0 && destination.logical && delivery == mode::FIXED;
         let message = Message {
             delivery: if redirect { mode::LOWEST } else { delivery },
             vector: msi.data as u8,
@@ -526,8 +541,17 @@ impl MsiSink for Lapics {
         if matches!(delivery, mode::SMI | mode::STARTUP) {
             return false;
         }
-        let id = (msi.address >> 12) as u32 & 0xff;
-        self.deliver(Destination { id, logical, wide: false }, message)
+        self.deliver(destination, message)
+    }
+
+    fn last_edge(&self, msi: Msi) -> Edge {
+        let destination = Destination::of(msi);
+        let named = (0..).zip(&self.cells).filter(|(number, cell)| destination.names(*number, cell));
+        let edges = named.map(|(_, cell)| {
+            let refused = cell.refused.load(Ordering::Relaxed);
+            cell.lock().last_edge(mode::of(msi.data), msi.data as u8, refused)
+        });
+        edges.fold(Edge::Gone, Edge::or)
     }
 }
 
@@ -538,6 +562,9 @@ impl LineSink for Lapics {
         level.store(high, Ordering::SeqCst);
         for cell in &self.cells {
             let flags = cell.pins.load(Ordering::SeqCst);
+            if high {
+                cell.refused.store(false, Ordering::Relaxed);
+            }
             if flags & pins::LISTENS[number] != 0 {
                 self.with(cell, |chip| chip.set_pin(number, level.load(Ordering::SeqCst)));
             }
@@ -545,6 +572,14 @@ impl LineSink for Lapics {
                 cell.attention.kick();
             }
         }
+    }
+
+    fn last_edge(&self, pin: u8) -> Edge {
+        if pin != 0 {
+            return Edge::Gone;
+        }
+        let edges = self.cells.iter().map(|cell| cell.lock().last_intr(cell.refused.load(Ordering::Relaxed)));
+        edges.fold(Edge::Gone, Edge::or)
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::{Line, LineSink};
+use crate::{Edge, Line, LineSink};
 
 /// The PIT's input.
 pub const PIT_PIN: u8 = 0;
@@ -47,6 +47,11 @@ impl LegacyRoute {
         self.change(|levels| levels.replaced = replaced);
     }
 
+    /// Of comparator `n`'s last edge.
+    pub(super) fn last_edge_of(&self, n: usize) -> Edge {
+        self.irqs[n].last_edge()
+    }
+
     pub(super) fn set_comparator(&self, n: usize, high: bool) {
         self.change(|levels| levels.new[n] = high);
     }
@@ -56,6 +61,14 @@ impl LineSink for LegacyRoute {
     fn set_pin(&self, pin: u8, high: bool) {
         if let PIT_PIN | RTC_PIN = pin {
             self.change(|levels| levels.old[usize::from(pin)] = high);
+        }
+    }
+
+    fn last_edge(&self, pin: u8) -> Edge {
+        let replaced = self.levels.lock().unwrap_or_else(PoisonError::into_inner).replaced;
+        match pin {
+            PIT_PIN | RTC_PIN if !replaced => self.irqs[usize::from(pin)].last_edge(),
+            _ => Edge::Gone,
         }
     }
 }

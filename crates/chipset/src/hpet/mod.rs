@@ -3,7 +3,8 @@
 //! Source: IA-PC HPET specification 1.0a. The counter runs at 100 MHz and is computed from the [`Clock`]; the alarm rings for
 //! the first comparator that interrupts. [`Hpet::on_alarm`] is what it calls.
 //!
-//! Missed periods give one interrupt and the phase is kept; interrupts from the alarm are at least 100 µs apart.
+//! Periods that the host made the guest miss give their interrupts one after the other ([`crate::owed`]), up to a second's, and the
+//! phase is kept; interrupts from the alarm are at least 100 µs apart, and what would come faster merges.
 //! In legacy replacement mode comparators 0 and 1 take the place of PIT and RTC: all four go through a [`LegacyRoute`].
 //!
 //! Left out: message-signalled (FSB) delivery.
@@ -13,10 +14,14 @@ mod spec;
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::bytewise;
 use crate::device::{decode, encode};
-use crate::{Alarm, At, BusDevice, BusFault, Clock, Device, Line, Nanos, RestoreError, Saved, WindowId};
+use crate::owed::{Creditor, Flag, Owed};
+use crate::{
+    Alarm, At, BusDevice, BusFault, Clock, Device, Edge, Line, Nanos, RestoreError, Saved, WindowId,
+};
 pub use legacy::{LegacyRoute, PIT_PIN, RTC_PIN};
 use spec::{Config, General};
 
@@ -41,6 +46,8 @@ struct Timer {
     period: u64,
     /// The count (64 bits, never wrapping) at which it matches next.
     due: Option<u64>,
+    /// Interrupts that the host kept from the guest.
+    owed: Owed,
 }
 
 impl Timer {
@@ -53,21 +60,28 @@ impl Timer {
         self.due = count.checked_add(self.comparator.wrapping_sub(count) & self.mask());
     }
 
-    /// Takes a match at or before `count` over; says whether there was one.
-    fn settle(&mut self, count: u64) -> bool {
-        let Some(due) = self.due.filter(|due| *due <= count) else { return false };
+    /// Takes matches at or before `count` over; says how many there were.
+    fn settle(&mut self, count: u64) -> u64 {
+        let Some(due) = self.due.filter(|due| *due <= count) else { return 0 };
         if self.config.contains(Config::PERIODIC) && self.period != 0 {
             let periods = ((count - due) / self.period).saturating_add(1);
             let passed = self.period.checked_mul(periods);
             self.due = passed.and_then(|passed| due.checked_add(passed));
             self.comparator = self.comparator.wrapping_add(self.period.wrapping_mul(periods)) & self.mask();
+            periods
         } else {
             // A one-shot matches again when the counter comes round, which 64 bits don't.
             let rounds = ((count - due) >> 32) + 1;
             let again = rounds.checked_shl(32).and_then(|passed| due.checked_add(passed));
             self.due = again.filter(|_| self.config.contains(Config::FORCED_32));
+            1
         }
-        true
+    }
+
+    /// The period, where each of its interrupts counts: not if they come faster than alarms ring.
+    fn countable(&self) -> Option<u64> {
+        let long = self.period >= MIN_INTERVAL / TICK_NANOS;
+        (long && self.config.contains(Config::PERIODIC)).then_some(self.period)
     }
 
     fn interrupts(&self) -> bool {
@@ -90,7 +104,13 @@ struct State {
 
 impl State {
     fn new() -> Self {
-        let timer = Timer { config: Config::empty(), comparator: u64::MAX, period: 0, due: None };
+        let timer = Timer {
+            config: Config::empty(),
+            comparator: u64::MAX,
+            period: 0,
+            due: None,
+            owed: Owed::default(),
+        };
         Self {
             general: General::empty(),
             status: 0,
@@ -128,6 +148,7 @@ pub struct Hpet {
     legacy: Arc<LegacyRoute>,
     /// Each comparator's ends of the lines in `routes`.
     lines: [Vec<(u8, Line)>; TIMERS],
+    owes: Flag,
     quiesced: bool,
     // Guest-visible state.
     state: State,
@@ -140,7 +161,16 @@ impl Hpet {
         let routes = lines.iter().fold(0, |routes, (pin, _)| routes | 1_u32 << (pin & 31));
         let lines =
             [(); TIMERS].map(|()| lines.iter().map(|(pin, line)| (*pin & 31, line.share())).collect());
-        Self { routes, clock, alarm, legacy, lines, quiesced: false, state: State::new() }
+        Self {
+            routes,
+            clock,
+            alarm,
+            legacy,
+            lines,
+            owes: Flag::default(),
+            quiesced: false,
+            state: State::new(),
+        }
     }
 
     /// To be called when the alarm rings.
@@ -158,17 +188,42 @@ impl Hpet {
         }
         let count = self.state.count_at(now);
         for n in 0..TIMERS {
-            if !self.state.timers[n].settle(count) {
+            let matches = self.state.timers[n].settle(count);
+            if matches == 0 {
                 continue;
             }
             let timer = self.state.timers[n];
             if timer.config.contains(Config::LEVEL) {
                 self.state.status |= 1 << n;
             } else if timer.interrupts() {
-                self.drive(n, true);
-                self.drive(n, false);
+                let period = timer.countable();
+                let (ticks, last) =
+                    if period.is_some() { (matches, self.last_edge(n)) } else { (1, Edge::Gone) };
+                let a_second = period.map_or(0, |period| 1_000_000_000 / TICK_NANOS / period);
+                if self.state.timers[n].owed.fall_due(ticks, a_second, last) {
+                    self.pulse(n);
+                }
             }
         }
+    }
+
+    fn pulse(&self, n: usize) {
+        self.drive(n, true);
+        self.drive(n, false);
+    }
+
+    /// What has become of comparator `n`'s last edge.
+    fn last_edge(&self, n: usize) -> Edge {
+        if self.state.legacy() && n < 2 {
+            return self.legacy.last_edge_of(n);
+        }
+        let route = self.state.timers[n].config.route();
+        let line = self.lines[n].iter().find(|(pin, _)| *pin == route);
+        line.map_or(Edge::Gone, |(_, line)| line.last_edge())
+    }
+
+    fn tell_owed(&self) {
+        self.owes.set(self.state.timers.iter().any(|timer| timer.owed.any()));
     }
 
     /// Sets the wire that comparator `n` is routed to, and leaves its others low.
@@ -188,6 +243,7 @@ impl Hpet {
         if self.quiesced {
             return;
         }
+        self.tell_owed();
         self.legacy.set_replaced(self.state.legacy());
         for n in 0..TIMERS {
             let timer = self.state.timers[n];
@@ -242,6 +298,7 @@ impl Hpet {
                 self.state.count = count;
                 self.state.base = now;
                 self.arm_timers(now);
+                self.state.timers.iter_mut().for_each(|timer| timer.owed = Owed::default());
             }
             0x020 => self.state.status &= !((value & written) as u8),
             0x0f0 => {
@@ -273,6 +330,7 @@ impl Hpet {
         }
         let timer = &mut self.state.timers[n];
         timer.config = config;
+        timer.owed = Owed::default();
         timer.comparator &= timer.mask();
         timer.period &= timer.mask();
         timer.arm(count);
@@ -292,6 +350,23 @@ impl Hpet {
             timer.arm(count);
         }
         timer.config.remove(Config::SET_VALUE);
+    }
+}
+
+impl Creditor for Hpet {
+    fn owes(&self) -> Arc<AtomicBool> {
+        self.owes.share()
+    }
+
+    fn interrupt_taken(&mut self) {
+        for n in 0..TIMERS {
+            let mut owed = self.state.timers[n].owed;
+            if !self.quiesced && self.state.running() && owed.collect(|| self.last_edge(n)) {
+                self.pulse(n);
+            }
+            self.state.timers[n].owed = owed;
+        }
+        self.tell_owed();
     }
 }
 

@@ -176,3 +176,32 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn periods_of_a_stall_come_as_they_are_taken() {
+    for (general, pin) in [(ENABLE, 20), (ENABLE | LEGACY, 0)] {
+        let mut b = bench();
+        let taken = |b: &mut Bench| {
+            let before = b.wires.edges(pin);
+            (0..2000).for_each(|_| b.hpet.interrupt_taken());
+            b.wires.edges(pin) - before
+        };
+        b.put(TIMER, EDGE_ON_20 | 1 << 3 | 1 << 6);
+        b.put(TIMER + 8, 100_000);
+        b.put(TIMER + 8, 100_000);
+        b.put(0x10, general);
+        b.clock.set(9_500_000);
+        b.hpet.on_alarm();
+        assert_eq!(b.wires.edges(pin), 1);
+        b.wires.set_last_edge(Edge::Unseen);
+        assert_eq!(taken(&mut b), 0);
+        b.clock.set(10_500_000);
+        b.hpet.on_alarm();
+        b.wires.set_last_edge(Edge::Gone);
+        assert_eq!(taken(&mut b), 9);
+        b.clock.set(20_500_000);
+        b.hpet.on_alarm();
+        b.put(0x10, 0);
+        assert_eq!(taken(&mut b), 0, "stopped");
+    }
+}

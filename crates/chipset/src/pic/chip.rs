@@ -96,6 +96,11 @@ impl Chip {
         (urgency < self.urgency(blocking)).then(|| self.input_at(urgency))
     }
 
+    /// Whether an edge of `input` waits to be acknowledged and isn't masked.
+    pub(super) fn has_edge(&self, input: u8) -> bool {
+        self.requests() & self.edges & !self.mask & 1 << (input & 7) != 0
+    }
+
     /// Acknowledges `input`.
     pub(super) fn take(&mut self, input: u8) {
         let bit = 1 << (input & 7);

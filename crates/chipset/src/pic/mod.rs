@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::apic::ExtIntSource;
 use crate::bytewise;
 use crate::device::{decode, encode};
-use crate::{At, BusDevice, BusFault, Device, Line, LineSink, RestoreError, Saved, WindowId};
+use crate::{At, BusDevice, BusFault, Device, Edge, Line, LineSink, RestoreError, Saved, WindowId};
 use chip::{CASCADE, Chip};
 
 /// The first chip's ports.
@@ -121,6 +121,25 @@ impl LineSink for Pic {
             _ => return,
         }
         self.sync(&mut state);
+    }
+
+    fn last_edge(&self, pin: u8) -> Edge {
+        let state = self.state();
+        let (waits, first) = match pin {
+            CASCADE => return Edge::Gone,
+            0..=7 => (state.master.has_edge(pin), state.master.request() == Some(pin)),
+            8..=15 => (
+                state.slave.has_edge(pin - 8),
+                state.master.request() == Some(CASCADE) && state.slave.request() == Some(pin - 8),
+            ),
+            _ => return Edge::Gone,
+        };
+        match (waits, first) {
+            (false, _) => Edge::Gone,
+            // Whoever INTR asks; nobody if it leads nowhere.
+            (true, true) => self.0.intr.last_edge(),
+            (true, false) => Edge::Held,
+        }
     }
 }
 

@@ -122,6 +122,11 @@ impl Channel {
         (at > now).then_some(at)
     }
 
+    /// The period, in the modes that have one.
+    pub(super) fn period(&self) -> Option<u64> {
+        self.repeats().then(|| u64::from(self.count.max(1)))
+    }
+
     fn value(&self, now: u64) -> u16 {
         let modulus = i64::from(self.modulus());
         let count = i64::from(self.count);

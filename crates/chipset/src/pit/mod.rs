@@ -4,8 +4,9 @@
 //! looks, and the alarm rings when channel 0's output rises. [`Pit::on_alarm`] is what the alarm calls; calling it too early or too
 //! late does no harm. Channel 0 drives a line (IRQ 0), channel 2's output is seen in port 0x61.
 //!
-//! If the guest or its host stalls for many periods it gets one edge, and the next ones in phase. Interrupts from the alarm are
-//! at least 100 µs apart, so that a hostile divisor can't occupy the machine.
+//! If the host stalls for many periods the guest gets their ticks one after the other ([`crate::owed`]), up to a second's, and the
+//! next ones in phase; if the guest doesn't take them it gets one. Interrupts from the alarm are at least 100 µs apart, so that
+//! a hostile divisor can't occupy the machine, and ticks that come faster merge.
 //!
 //! Left out: sound. In mode 3 the line is low only for a moment at the end of each period, not for half of it.
 
@@ -13,10 +14,14 @@ mod channel;
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::bytewise;
 use crate::device::{decode, encode};
-use crate::{Alarm, At, BusDevice, BusFault, Clock, Device, Line, Nanos, RestoreError, Saved, WindowId};
+use crate::owed::{Creditor, Flag, Owed};
+use crate::{
+    Alarm, At, BusDevice, BusFault, Clock, Device, Edge, Line, Nanos, RestoreError, Saved, WindowId,
+};
 use channel::Channel;
 
 /// The input clock of all channels in Hz.
@@ -42,6 +47,8 @@ struct State {
     due: Option<u64>,
     /// The tick of the last interrupt.
     last_edge: u64,
+    /// Interrupts of channel 0 that the host kept from the guest.
+    owed: Owed,
 }
 
 impl State {
@@ -59,6 +66,7 @@ pub struct Pit {
     clock: Arc<dyn Clock>,
     alarm: Alarm,
     irq: Line,
+    owes: Flag,
     quiesced: bool,
     // Guest-visible state.
     state: State,
@@ -68,7 +76,7 @@ impl Pit {
     /// A timer with no channel programmed. `irq` is channel 0's output.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>, alarm: Alarm, irq: Line) -> Self {
-        Self { clock, alarm, irq, quiesced: false, state: State::new() }
+        Self { clock, alarm, irq, owes: Flag::default(), quiesced: false, state: State::new() }
     }
 
     /// To be called when the alarm rings.
@@ -87,14 +95,21 @@ impl Pit {
         for channel in &mut self.state.channels {
             channel.settle(now);
         }
-        let rose = !self.quiesced && self.state.due.is_some_and(|due| due <= now);
-        if rose {
-            self.state.due = None;
-            self.state.last_edge = now;
-            self.irq.set(false);
-            self.irq.set(true);
+        let Some(due) = self.state.due.filter(|due| *due <= now && !self.quiesced) else { return false };
+        let period = self.state.channels[0].period().filter(|period| *period >= MIN_INTERVAL);
+        let ticks = period.map_or(1, |period| (now - due) / period + 1);
+        self.state.due = None;
+        self.state.last_edge = now;
+        let last = if period.is_some() { self.irq.last_edge() } else { Edge::Gone };
+        if self.state.owed.fall_due(ticks, period.map_or(0, |period| HZ / period), last) {
+            self.raise();
         }
-        rose
+        true
+    }
+
+    fn raise(&self) {
+        self.irq.set(false);
+        self.irq.set(true);
     }
 
     /// Sets line and alarm for what comes.
@@ -102,6 +117,7 @@ impl Pit {
         if self.quiesced {
             return;
         }
+        self.owes.set(self.state.owed.any());
         self.irq.set(self.state.channels[0].rests_high(now));
         self.state.due = self.state.channels[0].next_rise(now);
         let at = self.state.due.map(|due| due.max(self.state.last_edge.saturating_add(MIN_INTERVAL)));
@@ -137,10 +153,24 @@ impl Pit {
                     channel.program(value);
                     if n == 0 {
                         self.state.due = None;
+                        self.state.owed = Owed::default();
                     }
                 }
             }
         }
+    }
+}
+
+impl Creditor for Pit {
+    fn owes(&self) -> Arc<AtomicBool> {
+        self.owes.share()
+    }
+
+    fn interrupt_taken(&mut self) {
+        if !self.quiesced && self.state.owed.collect(|| self.irq.last_edge()) {
+            self.raise();
+        }
+        self.owes.set(self.state.owed.any());
     }
 }
 
@@ -182,6 +212,7 @@ impl Device for Pit {
     }
     fn reset(&mut self) {
         self.state = State::new();
+        self.owes.set(false);
         self.irq.set(false);
         self.alarm.set(None);
     }

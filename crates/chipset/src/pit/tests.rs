@@ -69,6 +69,65 @@ fn a_long_stall_gives_one_edge_and_keeps_the_phase() {
     assert_eq!(b.alarm.at(), Some(Nanos::from_ticks(51_001, HZ).0));
 }
 
+/// Interrupts that come one after the other as the guest takes them.
+fn taken(b: &mut Bench) -> u32 {
+    let before = b.wires.edges(0);
+    for _ in 0..2000 {
+        b.pit.interrupt_taken();
+    }
+    b.wires.edges(0) - before
+}
+
+#[test]
+fn the_ticks_of_a_stall_come_as_they_are_taken() {
+    let mut b = bench();
+    b.program(0, 2, 1000);
+    let edges = b.wires.edges(0);
+    b.at(50_501);
+    b.pit.on_alarm();
+    assert_eq!(b.wires.edges(0), edges + 1);
+    b.wires.set_last_edge(Edge::Unseen);
+    assert_eq!(taken(&mut b), 0, "the first one has not been taken");
+    b.wires.set_last_edge(Edge::Gone);
+    assert_eq!(taken(&mut b), 49);
+    assert!(!b.pit.owes().load(std::sync::atomic::Ordering::Relaxed));
+}
+
+#[test]
+fn ticks_that_find_the_last_one_unseen_are_owed_and_those_that_the_guest_holds_up_merge() {
+    let mut b = bench();
+    b.program(0, 2, 1000);
+    b.ring();
+    b.wires.set_last_edge(Edge::Held);
+    b.ring();
+    b.ring();
+    b.wires.set_last_edge(Edge::Gone);
+    assert_eq!(taken(&mut b), 0);
+    b.wires.set_last_edge(Edge::Unseen);
+    b.ring();
+    b.ring();
+    b.wires.set_last_edge(Edge::Gone);
+    assert_eq!(taken(&mut b), 2);
+}
+
+#[test]
+fn a_second_of_ticks_is_owed_at_most_and_none_after_the_timer_is_programmed_anew() {
+    let mut b = bench();
+    b.program(0, 2, 0);
+    b.at(HZ * 3600);
+    b.pit.on_alarm();
+    assert_eq!(taken(&mut b), 18);
+    b.at(HZ * 3700);
+    b.pit.on_alarm();
+    b.program(0, 2, 0);
+    assert_eq!(taken(&mut b), 0);
+    // Faster than alarms ring.
+    b.program(0, 2, 20);
+    b.at(HZ * 3800);
+    b.pit.on_alarm();
+    assert_eq!(taken(&mut b), 0);
+}
+
 #[test]
 fn a_tiny_divisor_does_not_ring_more_often_than_the_limit() {
     let mut b = bench();

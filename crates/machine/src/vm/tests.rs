@@ -378,6 +378,58 @@ fn a_timer_of_the_local_apic_wakes_a_halted_vcpu() {
     assert!(matches!(running.join().expect("no panic"), Ok(Outcome::Stopped)));
 }
 
+/// Linux counts on this when it looks whether its timer works.
+#[test]
+fn ticks_of_a_vcpu_that_the_host_kept_waiting_come_one_after_the_other() {
+    let kernel = kernel();
+    let (sender, events) = mpsc::channel();
+    let start: Step = Box::new(|_, platform| {
+        let mut put = |port: u16, value: u8| platform.pio(port, Access::Write(&[value]));
+        for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xfe)] {
+            put(port, value);
+        }
+        // 100 Hz, mode 2.
+        for (port, value) in [(0x43, 0x34), (0x40, 0x9c), (0x40, 0x2e)] {
+            put(port, value);
+        }
+        Exit::Halted
+    });
+    let stall: Step = Box::new(move |_, platform| {
+        let closed = engine::Window { nmi: false, interrupt: false };
+        let open = engine::Window { nmi: true, interrupt: true };
+        let count = |platform: &mut dyn Platform| {
+            let mut count = 0;
+            while let Some(event) = platform.take_event(open) {
+                assert_eq!(event, engine::Event::Interrupt(0x20));
+                platform.pio(0x20, Access::Write(&[0x20]));
+                count += 1;
+            }
+            let _ = sender.send(count);
+        };
+        count(platform);
+        // Not looking: the host runs something else.
+        std::thread::sleep(Duration::from_millis(300));
+        count(platform);
+        // Looking with interrupts off.
+        let end = Instant::now() + Duration::from_millis(300);
+        while Instant::now() < end {
+            assert_eq!(platform.take_event(closed), None);
+        }
+        count(platform);
+        Exit::Halted
+    });
+    let machine = machine(config(&kernel), Streams::default(), vec![start, stall]).expect("a machine");
+    let handle = machine.handle();
+    let running = std::thread::spawn(move || machine.run());
+    let next = || events.recv_timeout(Duration::from_secs(10)).expect("the script goes on");
+    let (_, stalled, masked): (u32, u32, u32) = (next(), next(), next());
+    assert!((25..=101).contains(&stalled), "{stalled}");
+    // The thread that rings alarms may be late as well, and what is its fault is owed.
+    assert!(masked < 15, "{masked} after {stalled}");
+    handle.stop();
+    assert!(matches!(running.join().expect("no panic"), Ok(Outcome::Stopped)));
+}
+
 #[test]
 fn what_the_vcpus_have_counted_is_reported_when_the_run_ends() {
     let file = kernel();
