@@ -7,6 +7,7 @@
 //! | `interrupt` | how a device tells its driver something |
 //! | `threads` | who does the devices' work |
 //! | [`pci`] | the transport: registers, features, life |
+//! | [`net`] | network card |
 //! | [`rng`] | entropy; the least device there can be |
 //!
 //! `machine` makes a device, puts it on PCI by a [`pci::Transport`], and wires that like any chip.
@@ -26,6 +27,7 @@
 
 pub mod device;
 mod interrupt;
+pub mod net;
 pub mod pci;
 mod queue;
 mod request;

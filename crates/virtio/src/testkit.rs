@@ -153,16 +153,28 @@ impl Board {
 
     /// A descriptor of ring 0.
     pub(crate) fn descriptor(&self, index: u16, at: u64, len: u32, flags: u16, next: u16) {
-        self.describe(DESCRIPTORS, index, at, len, flags, next);
+        self.descriptor_on(0, index, at, len, flags, next);
+    }
+
+    /// A descriptor of a ring.
+    pub(crate) fn descriptor_on(&self, ring: u16, index: u16, at: u64, len: u32, flags: u16, next: u16) {
+        self.describe(DESCRIPTORS + NEXT_RING * u64::from(ring), index, at, len, flags, next);
     }
 
     /// Makes a chain of ring 0 (of 8 entries) available, and rings.
     pub(crate) fn offer(&mut self, head: u16) {
-        let slot = AVAILABLE + 4 + 2 * u64::from(self.available[0] % 8);
+        self.offer_on(0, head);
+    }
+
+    /// Makes a chain of a ring (of 8 entries) available, and rings.
+    pub(crate) fn offer_on(&mut self, ring: u16, head: u16) {
+        let base = AVAILABLE + NEXT_RING * u64::from(ring);
+        let available = &mut self.available[usize::from(ring)];
+        let slot = base + 4 + 2 * u64::from(*available % 8);
+        *available = available.wrapping_add(1);
         self.memory.write(Gpa(slot), &head.to_le_bytes()).expect("RAM");
-        self.available[0] = self.available[0].wrapping_add(1);
-        self.set_available(self.available[0]);
-        self.ring();
+        self.memory.write(Gpa(base + 2), &available.to_le_bytes()).expect("RAM");
+        self.ring_on(ring);
     }
 
     pub(crate) fn set_available(&self, index: u16) {
@@ -179,18 +191,29 @@ impl Board {
     }
 
     pub(crate) fn ring(&mut self) {
-        self.write(0x3000, 2, 0);
+        self.ring_on(0);
+    }
+
+    /// All rings have one doorbell, which is told their number.
+    pub(crate) fn ring_on(&mut self, ring: u16) {
+        self.write(0x3000, 2, ring.into());
     }
 
     /// What ring 0 has given back: head and bytes written of each.
     pub(crate) fn used(&self) -> Vec<(u32, u32)> {
+        self.used_of(0)
+    }
+
+    /// What a ring has given back.
+    pub(crate) fn used_of(&self, ring: u16) -> Vec<(u32, u32)> {
+        let base = USED + NEXT_RING * u64::from(ring);
         let word = |at| {
             let mut bytes = [0; 4];
             self.memory.read(Gpa(at), &mut bytes).expect("RAM");
             u32::from_le_bytes(bytes)
         };
-        let count = u64::from(word(USED) >> 16);
-        (0..count).map(|n| (word(USED + 4 + n % 8 * 8), word(USED + 8 + n % 8 * 8))).collect()
+        let count = u64::from(word(base) >> 16);
+        (0..count).map(|n| (word(base + 4 + n % 8 * 8), word(base + 8 + n % 8 * 8))).collect()
     }
 
     pub(crate) fn bytes(&self, at: u64, len: usize) -> Vec<u8> {
