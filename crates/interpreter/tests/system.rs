@@ -282,10 +282,10 @@ fn a_gate_to_ring_0_switches_to_the_stack_in_the_tss() {
     assert_eq!(machine.run_to_handler(), 0x80);
     assert_eq!(machine.state().gpr[gpr::RSP], KERNEL_STACK - 20);
     assert_eq!(machine.slot(0, 4), CODE + 2);
-    assert_eq!(machine.slot(1, 4), CODE3.into());
+    assert_eq!(machine.slot(1, 4), u64::from(CODE3));
     assert_eq!(machine.slot(2, 4), 0x202);
     assert_eq!(machine.slot(3, 4), USER_STACK);
-    assert_eq!(machine.slot(4, 4), DATA3.into());
+    assert_eq!(machine.slot(4, 4), u64::from(DATA3));
     let state = machine.state();
     assert_eq!((state.cpl, state.segments[seg::SS].selector.0), (0, DATA0));
     assert!(!state.rflags.contains(Rflags::IF));
@@ -390,7 +390,7 @@ fn a_called_task_returns_through_its_link() {
     let mut machine = Machine::protected(&[0x9a, 0, 0, 0, 0, TASK2 as u8, 0, 0xf4]);
     second_task(&mut machine, &[0xcf]);
     assert_eq!(machine.run_to_halt(), CODE + 7);
-    assert_eq!(machine.get(TSS2, 2), TASK.into());
+    assert_eq!(machine.get(TSS2, 2), u64::from(TASK));
     assert_eq!(machine.state().tr.selector.0, TASK);
     assert!(!machine.state().rflags.contains(Rflags::NT));
 }
@@ -425,7 +425,7 @@ fn a_task_switch_writes_only_what_it_changes() {
     assert_eq!(machine.run_to_halt(), 0x1_8000);
     assert_eq!(machine.get(OLD + 32, 4), CODE + 7);
     assert_eq!(machine.get(OLD + 72, 4), 0x7777_0000 | u64::from(DATA0), "ES, and what lies above it");
-    assert_eq!(machine.get(NEW, 2), TASK.into(), "the link");
+    assert_eq!(machine.get(NEW, 2), u64::from(TASK), "the link");
 }
 
 /// SDM 3A 7.2.2: the busy bit is tested and set in one. The other processor is played by the memory that the GDT is in.
@@ -440,7 +440,7 @@ fn a_tss_that_another_processor_takes_at_the_same_time_is_busy() {
         machine.world.taken_when_read = Some(TASK2.into());
         machine.state().gdtr.base = BOARD;
         assert_eq!(machine.run_to_handler(), 13);
-        assert_eq!(machine.slot(0, 4), TASK2.into());
+        assert_eq!(machine.slot(0, 4), u64::from(TASK2));
         assert_eq!(machine.state().tr.selector.0, TASK);
         assert_eq!(machine.world.board[usize::from(TASK2) + 5], 0x8b, "the other's");
         assert_eq!(machine.get(TSS + 32, 4), 0, "nothing is saved");
@@ -541,7 +541,7 @@ fn sysret_to_an_address_that_is_not_canonical_faults_in_ring_0() {
     let mut machine = Machine::long(&[0x48, 0x0f, 0x07]);
     machine.state().gpr[gpr::RCX] = 1 << 47;
     assert_eq!(machine.run_to_handler(), 13);
-    assert_eq!(machine.slot(2, 8), CODE64.into());
+    assert_eq!(machine.slot(2, 8), u64::from(CODE64));
 }
 
 /// SDM 3A 6.14: IST, and IRETQ.
