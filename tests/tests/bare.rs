@@ -185,6 +185,7 @@ impl Bench {
             },
             serial: [Some(SerialConfig::Stream), None, None, None],
             no_reboot: false,
+            disks: Vec::new(),
             entropy: false,
             test_devices: true,
         };

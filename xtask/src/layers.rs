@@ -18,9 +18,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("translator", &["interpreter", "shadow", "engine", "x86", "memory"]),
     ("chipset", &["x86", "memory"]),
     ("net", &["control"]),
-    ("virtio", &["chipset", "memory", "net", "x86"]),
+    ("disk", &[]),
+    ("virtio", &["chipset", "disk", "memory", "net", "x86"]),
     // Never an engine: it holds an `Arc<dyn Engine>` that the binary makes.
-    ("machine", &["chipset", "control", "engine", "memory", "net", "virtio", "x86"]),
+    ("machine", &["chipset", "control", "disk", "engine", "memory", "net", "virtio", "x86"]),
     ("ombra", &["control", "engine", "interpreter", "machine", "translator"]),
     // The tests may look everywhere.
     (

@@ -1,5 +1,6 @@
 //! The command line: flags, their help, and what their values may be. `main` parses it; nothing here does anything.
 
+use crate::disks::Disk;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -21,6 +22,7 @@ Examples:
   tar c . | ombra run -- tar t
   ombra run -m 2G -k vmlinuz --initramfs initrd.img -a 'console=ttyS0 root=/dev/ram0'
   ombra run -k test.elf --test-devices --no-reboot
+  ombra run --disk disk.img -- sh -c 'mount /dev/vda /mnt && ls /mnt'
 
 Without COMMAND and without --kernel, a shell runs in a guest of busybox. With COMMAND, its input, output and errors are
 Ombra's own; the kernel's messages are kept and shown when the guest fails (or with --verbose). On a terminal: Ctrl-A X
@@ -80,6 +82,9 @@ pub(crate) struct Run {
         help_heading = "Machine"
     )]
     pub(crate) cpus: u32,
+    /// Disk: FILE[,format=raw|qcow2][,readonly=on][,snapshot=on][,serial=TEXT]; may be repeated, up to 16 times
+    #[arg(long, value_name = "FILE", alias = "block", help_heading = "Machine")]
+    pub(crate) disk: Vec<Disk>,
     /// Offer the guest 5-level paging (57-bit addresses)
     #[arg(long, help_heading = "Machine")]
     pub(crate) la57: bool,
@@ -101,6 +106,9 @@ pub(crate) struct Run {
         help_heading = "Machine"
     )]
     pub(crate) serial: Serial,
+    /// Load a module of the kernel's before COMMAND or the shell; may be repeated
+    #[arg(long, value_name = "NAME", conflicts_with = "initramfs", help_heading = "Boot")]
+    pub(crate) module: Vec<String>,
     /// A guest reboot ends Ombra
     #[arg(long, help_heading = "Machine")]
     pub(crate) no_reboot: bool,

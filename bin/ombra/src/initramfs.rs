@@ -3,6 +3,7 @@
 //! The archive is cpio's "newc" (Documentation/driver-api/early-userspace/buffer-format.rst), uncompressed: inflating it
 //! would cost the guest more than reading it. What the files below `/ombra` mean is said in `guests/init`.
 
+use crate::modules::Module;
 use cpio::newc::{Builder, ModeFileType, trailer};
 use std::io::{self, Write};
 
@@ -31,6 +32,8 @@ pub(crate) struct Contents<'a> {
     /// Rows and columns of the terminal.
     pub(crate) size: Option<(u16, u16)>,
     pub(crate) busybox: &'a [u8],
+    /// Kernel modules, in the order in which they are to be loaded.
+    pub(crate) modules: &'a [Module],
 }
 
 /// The archive.
@@ -60,6 +63,12 @@ pub(crate) fn build(contents: &Contents<'_>) -> io::Result<Vec<u8>> {
     archive.file("ombra/arguments", 0o644, &list(contents.arguments))?;
     archive.file("ombra/environment", 0o644, &list(contents.environment))?;
     archive.file("ombra/size", 0o644, size.as_bytes())?;
+    if !contents.modules.is_empty() {
+        archive.folder("ombra/modules")?;
+    }
+    for (number, module) in contents.modules.iter().enumerate() {
+        archive.file(&format!("ombra/modules/{number:03}-{}", module.name), 0o644, &module.bytes)?;
+    }
     trailer(archive.bytes)
 }
 
@@ -128,6 +137,7 @@ mod tests {
             environment: &["TERM=dumb".to_owned()],
             size: Some((24, 80)),
             busybox: b"busybox",
+            modules: &[Module { name: "virtio".to_owned(), bytes: b"ELF".to_vec() }],
         })
         .unwrap();
         let files = unpacked(&archive);
@@ -136,6 +146,7 @@ mod tests {
         assert_eq!(files["ombra/mode"], b"command");
         assert_eq!(files["ombra/size"], b"24 80");
         assert_eq!(files["bin/busybox"], b"busybox");
+        assert_eq!(files["ombra/modules/000-virtio"], b"ELF");
         assert_eq!(files["init"], INIT);
     }
 

@@ -6,6 +6,7 @@
 use crate::cli::{Engine as EngineChoice, Run, Serial};
 use crate::guest::{Control, ControlWriter, Forward, Log, LogWriter, Piped};
 use crate::initramfs::{self, Contents, Mode};
+use crate::modules::{self, Module};
 use crate::{find, stats, terminal};
 use anyhow::{Context, Result};
 use control::{BootConfig, Initramfs, MachineConfig, SerialConfig};
@@ -56,12 +57,13 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
         mitigations: flags.mitigations.into(),
         boot: BootConfig {
             cmdline: cmdline(flags, mode, &kernel),
-            initramfs: initramfs(flags, mode)?,
+            initramfs: initramfs(flags, mode, &kernel)?,
             kernel,
         },
         serial: ports(flags, mode),
         // A command's guest that panics reboots, and that is its end.
         no_reboot: flags.no_reboot || mode.is_some(),
+        disks: flags.disk.iter().cloned().map(Into::into).collect(),
         entropy: true,
         test_devices: flags.test_devices,
     };
@@ -140,7 +142,7 @@ fn cmdline(flags: &Run, mode: Option<Mode>, kernel: &Path) -> String {
     [ours, &given].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-fn initramfs(flags: &Run, mode: Option<Mode>) -> Result<Option<Initramfs>> {
+fn initramfs(flags: &Run, mode: Option<Mode>, kernel: &Path) -> Result<Option<Initramfs>> {
     let Some(mode) = mode else { return Ok(flags.initramfs.clone().map(Initramfs::File)) };
     let shell = ["sh".to_owned(), "-l".to_owned()];
     let term = std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned());
@@ -150,9 +152,22 @@ fn initramfs(flags: &Run, mode: Option<Mode>) -> Result<Option<Initramfs>> {
         environment: &[format!("TERM={term}"), "PS1=ombra:\\w# ".to_owned()],
         size: terminal::size(),
         busybox: &find::busybox()?,
+        modules: &modules(flags, kernel)?,
     })
     .context("can't build the guest's initramfs")?;
     Ok(Some(Initramfs::Bytes(archive)))
+}
+
+/// The kernel modules that the guest needs for what the flags give it, and those that are asked for.
+fn modules(flags: &Run, kernel: &Path) -> Result<Vec<Module>> {
+    let mut names: Vec<&str> = Vec::new();
+    if !flags.disk.is_empty() {
+        names.push("virtio_blk");
+    }
+    if !names.is_empty() {
+        names.insert(0, "virtio_pci");
+    }
+    modules::find(kernel, &names, &flags.module)
 }
 
 fn ports(flags: &Run, mode: Option<Mode>) -> [Option<SerialConfig>; 4] {

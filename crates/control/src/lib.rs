@@ -2,8 +2,10 @@
 //!
 //! The command line fills a [`MachineConfig`], `machine` builds from it.
 
+mod disk;
 mod net;
 
+pub use disk::{DiskConfig, DiskFormat};
 pub use net::{Forward, NetBackend, NetConfig, Protocol, UserNet};
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +28,8 @@ pub struct MachineConfig {
     pub serial: [Option<SerialConfig>; 4],
     /// A guest reboot ends the run instead of resetting the machine.
     pub no_reboot: bool,
+    /// Disks (virtio-blk), in the order in which the guest finds them; 16 at most.
+    pub disks: Vec<DiskConfig>,
     /// An entropy source (virtio-rng) that gives the guest the host's random bytes.
     pub entropy: bool,
     /// The devices that bare-metal test kernels written for QEMU expect.

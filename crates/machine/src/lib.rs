@@ -71,6 +71,9 @@ pub enum MachineError {
     /// The kernel, its initial RAM disk or its command line.
     #[error(transparent)]
     Boot(#[from] boot::BootError),
+    /// A disk's image.
+    #[error(transparent)]
+    Disk(#[from] disk::OpenError),
     /// The CPU engine.
     #[error("the CPU engine failed")]
     Engine(#[from] engine::EngineError),

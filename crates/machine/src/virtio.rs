@@ -5,18 +5,51 @@
 use crate::MachineError;
 use crate::board::{self, Slot};
 use crate::ending::Ending;
+use control::{DiskConfig, DiskFormat};
 use std::sync::{Arc, Mutex};
+use virtio::block::Block;
 use virtio::device::Device;
 use virtio::pci::{BAR_BYTES, Transport, Wiring};
 use virtio::rng::Rng;
 use virtio::{OnPanic, Staff};
 
+/// Disks of one machine.
+const MOST_DISKS: usize = 16;
+/// Rings of one disk, each of which costs a thread.
+const MOST_RINGS: u16 = 16;
+
 /// All virtio devices.
 pub(crate) fn attach(slot: &mut Slot<'_>) -> Result<(), MachineError> {
+    let config = slot.parts.config;
+    if config.disks.len() > MOST_DISKS {
+        let count = config.disks.len();
+        return Err(MachineError::Config(format!(
+            "{count} disks are too many: a machine has {MOST_DISKS} at most"
+        )));
+    }
+    for disk in &config.disks {
+        plug(slot, Box::new(block(disk, config.cpus)?))?;
+    }
     if slot.parts.config.entropy {
         plug(slot, Box::new(Rng))?;
     }
     Ok(())
+}
+
+/// A disk, opened.
+fn block(config: &DiskConfig, cpus: u32) -> Result<Block, MachineError> {
+    let layer = disk::open(&disk::Image {
+        file: config.file.clone(),
+        format: config.format.map(|format| match format {
+            DiskFormat::Raw => disk::Format::Raw,
+            DiskFormat::Qcow2 => disk::Format::Qcow2,
+        }),
+        read_only: config.read_only,
+        snapshot: config.snapshot,
+    })?;
+    let rings = u16::try_from(cpus).unwrap_or(MOST_RINGS).min(MOST_RINGS);
+    let name = config.file.display().to_string();
+    Ok(Block::new(layer, name, config.serial.as_deref().unwrap_or_default(), rings))
 }
 
 /// Puts one device on PCI.

@@ -7,6 +7,7 @@
 //! | `interrupt` | how a device tells its driver something |
 //! | `threads` | who does the devices' work |
 //! | [`pci`] | the transport: registers, features, life |
+//! | [`block`] | disks |
 //! | [`net`] | network card |
 //! | [`rng`] | entropy; the least device there can be |
 //!
@@ -25,6 +26,7 @@
 //! vCPUs come through the transport's mutex; device threads never take it. Transport, signals, interrupts, lines and
 //! local APICs: each may be held while the next is taken.
 
+pub mod block;
 pub mod device;
 mod interrupt;
 pub mod net;

@@ -15,12 +15,16 @@ use memory::{Dma, GuestMemory};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue as Ring, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 /// Requests that [`Queue::serve`] does before it lets its thread look around.
 const AT_ONCE: usize = 256;
+
+/// How long a request that is done waits for others before the driver is told.
+const SILENCE: Duration = Duration::from_micros(100);
 
 /// What a driver has done to a ring so that a device can't go on with it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -223,7 +227,7 @@ impl Queue {
     }
 
     /// Takes requests out one after the other and gives each back with as many bytes as `each` says it has written to it,
-    /// until there are none or many have been done. Interrupts once, at the end.
+    /// until there are none or many have been done. Interrupts at the end, and before where that takes long.
     ///
     /// # Errors
     /// [`Broken`], from the ring or from `each`.
@@ -232,12 +236,17 @@ impl Queue {
         mut each: impl FnMut(&mut Request) -> Result<u32, Broken>,
     ) -> Result<Next, Broken> {
         let mut next = Next::Again;
+        let mut told = Instant::now();
         self.mute_doorbell()?;
         for _ in 0..AT_ONCE {
             match self.pop()? {
                 Some(mut request) => {
                     let written = each(&mut request)?;
                     self.push(request.head(), written)?;
+                    if told.elapsed() > SILENCE {
+                        self.signal()?;
+                        told = Instant::now();
+                    }
                 }
                 None => {
                     if !self.want_doorbell()? {

@@ -64,6 +64,8 @@ pub struct Request {
     readable: Cursor,
     writable: Cursor,
     written: u32,
+    /// Room has been left out, so what is written now isn't counted.
+    has_gap: bool,
 }
 
 impl std::fmt::Debug for Request {
@@ -78,7 +80,14 @@ impl std::fmt::Debug for Request {
 
 impl Request {
     pub(crate) fn new(head: u16, memory: GuestMemory, readable: Vec<Span>, writable: Vec<Span>) -> Self {
-        Self { head, memory, readable: Cursor::new(readable), writable: Cursor::new(writable), written: 0 }
+        Self {
+            head,
+            memory,
+            readable: Cursor::new(readable),
+            writable: Cursor::new(writable),
+            written: 0,
+            has_gap: false,
+        }
     }
 
     /// What the ring knows it by.
@@ -99,7 +108,7 @@ impl Request {
         self.writable.left
     }
 
-    /// Bytes written so far, which the ring is to be told.
+    /// Bytes written so far, which the ring is to be told: from the first on, without gaps (2.7.8.2).
     #[must_use]
     pub fn written(&self) -> u32 {
         self.written
@@ -129,7 +138,9 @@ impl Request {
             let Some((at, len)) = self.writable.take(from.len() - done) else { break };
             self.memory.write(at, &from[done..done + len])?;
             done += len;
-            self.written = self.written.saturating_add(len as u32);
+            if !self.has_gap {
+                self.written = self.written.saturating_add(len as u32);
+            }
         }
         Ok(done)
     }
@@ -137,6 +148,7 @@ impl Request {
     /// Leaves room of `len` bytes as it is. For what stands before something that is known first.
     pub fn skip(&mut self, len: u64) {
         let mut left = len;
+        self.has_gap |= len > 0;
         while left > 0 {
             let Some((_, taken)) = self.writable.take(usize::try_from(left).unwrap_or(usize::MAX)) else {
                 break;

@@ -6,7 +6,8 @@
 //!
 //! # Agreement with bin/ombra (`bin/ombra/src/guest.rs`)
 //! The initramfs holds `/ombra/mode` (`command`, `terminal` or `shell`), `/ombra/arguments` (NUL after each),
-//! `/ombra/environment` (`NAME=value`, NUL after each), `/ombra/size` (`ROWS COLUMNS`).
+//! `/ombra/environment` (`NAME=value`, NUL after each), `/ombra/size` (`ROWS COLUMNS`), and in `/ombra/modules` the kernel modules to
+//! load, in the order of their names.
 //! - `command`: the command's stdin comes from ttyS1 and its stdout goes there; its stderr goes to ttyS2. All raw, through
 //!   pipes, so that the command sees what it would see in a shell pipeline.
 //! - `terminal`: the command runs on ttyS1 as its controlling terminal.
@@ -34,6 +35,7 @@ fn main() {
     }
     mount();
     let _ = Command::new(BUSYBOX).args(["--install", "-s", "/bin"]).status();
+    load_modules();
     match serial("/dev/ttyS3") {
         Ok(report) => {
             let _ = raw::make_raw(&report);
@@ -71,6 +73,20 @@ fn mount() {
         let _ = std::os::unix::fs::symlink(to, link);
     }
     let _ = fs::write("/proc/sys/kernel/hostname", "ombra");
+}
+
+/// One that can't be loaded shows on the console; what needs it will, too.
+fn load_modules() {
+    let Ok(folder) = fs::read_dir("/ombra/modules") else { return };
+    let mut modules: Vec<_> = folder.flatten().map(|entry| entry.path()).collect();
+    modules.sort();
+    for module in modules {
+        if let Err(error) = File::open(&module).and_then(|file| raw::load_module(&file)) {
+            eprintln!("ombra init: can't load {}: {error}", module.display());
+        }
+        // It lies in memory now, and need not twice.
+        let _ = fs::remove_file(&module);
+    }
 }
 
 /// Runs what the initramfs asks for and returns its status as a shell would.
@@ -289,7 +305,7 @@ fn tell(mut to: &File, line: &str) {
 
 /// The C library's functions that std doesn't wrap.
 mod raw {
-    use std::ffi::{CString, c_char, c_int, c_ulong, c_void};
+    use std::ffi::{CString, c_char, c_int, c_long, c_ulong, c_void};
     use std::fs::File;
     use std::io;
     use std::os::fd::AsRawFd;
@@ -336,6 +352,7 @@ mod raw {
         fn tcdrain(fd: c_int) -> c_int;
         fn reboot(how: c_int) -> c_int;
         fn sync();
+        fn syscall(number: c_long, ...) -> c_long;
     }
 
     fn result(code: c_int) -> io::Result<()> {
@@ -347,6 +364,18 @@ mod raw {
         let (kind, to) = (CString::new(kind)?, CString::new(to)?);
         // SAFETY: three strings that end in NUL and outlive the call; no data.
         result(unsafe { mount(kind.as_ptr(), to.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) })
+    }
+
+    const SYS_FINIT_MODULE: c_long = 313;
+
+    /// Gives the kernel a module. One that is loaded already is no failure.
+    pub(crate) fn load_module(file: &File) -> io::Result<()> {
+        // SAFETY: an open descriptor, an empty string of parameters that ends in NUL, no flags.
+        let code = unsafe { syscall(SYS_FINIT_MODULE, file.as_raw_fd(), c"".as_ptr(), 0) };
+        match result(code as c_int) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            done => done,
+        }
     }
 
     /// Bytes pass as they are: no echo, no signals, no line editing, no newline translation.

@@ -88,6 +88,7 @@ fn config(kernel: &tempfile::NamedTempFile) -> MachineConfig {
         boot: BootConfig { kernel: kernel.path().to_owned(), initramfs: None, cmdline: String::new() },
         serial: [Some(SerialConfig::Stream), None, None, None],
         no_reboot: false,
+        disks: Vec::new(),
         entropy: false,
         test_devices: true,
     }
