@@ -158,3 +158,99 @@ beside:   .long   0
 odd:    .word   0, 0
         .org    0x800
 apart:    .long   0
+
+#: case    immediates of all kinds that are rewritten before each call are what was written
+#: manual  SDM 3A 8.1.3
+#: mode    long
+#: budget  100000
+#: expect  ecx = 1, rbx = 125250, rax = 0xffffffffffffff42, rdx = 0x0102030400000001, edi = 500
+        xor     eax, eax
+        xor     ebx, ebx
+        xor     edi, edi
+        mov     ebp, 500
+again:  xor     esi, esi
+        mov     [func + 1], ebp
+        mov     [func + 8], ebp
+        mov     [func + 15], bpl
+        mov     [func + 18], ebp
+        mov     [func + 28], ebp
+        call    func
+        dec     ebp
+        jnz     again
+        hlt
+        .balign 4096
+func:   .byte   0xb9, 0, 0, 0, 0                # mov ecx, ebp
+        .byte   0x48, 0x81, 0xc3, 0, 0, 0, 0    # add rbx, ebp
+        .byte   0x48, 0x83, 0xc0, 0             # add rax, bpl
+        .byte   0x48, 0xba, 0, 0, 0, 0, 4, 3, 2, 1
+        .byte   0x81, 0xf9, 0, 0, 0, 0          # cmp ecx, ebp
+        sete    sil
+        add     edi, esi
+        ret
+
+#: case    an immediate is rewritten all the time and its opcode now and then
+#: manual  SDM 3A 8.1.3
+#: mode    long
+#: byte    DATA = 0x05, 0, 0, 0, 0, 0xc3
+#: budget  100000
+#: expect  eax = 493332
+        xor     eax, eax
+        mov     ecx, 1000
+        mov     edi, DATA
+again:  mov     byte ptr [rdi], 0x05            # add eax, ecx
+        test    cl, 127
+        jnz     over
+        mov     byte ptr [rdi], 0x2d            # sub eax, ecx
+over:   mov     [rdi + 1], ecx
+        call    rdi
+        dec     ecx
+        jnz     again
+        hlt
+
+#: case    a function that rewrites its own next instruction each time executes what it wrote
+#: manual  SDM 3A 8.1.3
+#: mode    long
+#: budget  100000
+#: expect  eax = 500500, ebx = 500500
+        xor     eax, eax
+        xor     ebx, ebx
+        mov     edx, 1000
+again:  call    func
+        dec     edx
+        jnz     again
+        hlt
+        .balign 4096
+func:   mov     [next + 1], edx
+next:   .byte   0x05, 0, 0, 0, 0                # add eax, edx
+        mov     ecx, 1
+        mov     edi, offset string + 2
+        xchg    eax, edx
+        mov     esi, eax
+        rep     stosd
+        xchg    eax, edx
+string: .byte   0x81, 0xc3, 0, 0, 0, 0          # add ebx, esi
+        ret
+
+#: case    code that comes to rest, and is rewritten again
+#: manual  SDM 3A 8.1.3
+#: mode    long
+#: byte    DATA = 0x81, 0xc5, 0, 0, 0, 0, 0xc3
+#: budget  200000
+#: expect  ebp = 12825
+        xor     ebp, ebp
+        mov     edi, DATA
+        mov     r8d, 3
+phase:  mov     esi, 50
+again:  mov     [rdi + 2], esi
+        call    rdi                             # add ebp, esi
+        dec     esi
+        jnz     again
+        mov     esi, 3000
+rest:   xor     eax, eax
+        cpuid
+        call    rdi                             # add ebp, 1
+        dec     esi
+        jnz     rest
+        dec     r8d
+        jnz     phase
+        hlt

@@ -30,3 +30,12 @@ pub fn translator(setup: Setup) -> Result<Box<dyn Engine>, EngineError> {
     let options = translator::Options { hot: 1, ..translator::Options::default() };
     Ok(Box::new(translator::Translator::new(setup, options)?))
 }
+
+/// The translator, with translations that all look at their source each time they are entered.
+///
+/// # Errors
+/// As [`translator::Translator::new`].
+pub fn suspicious_translator(setup: Setup) -> Result<Box<dyn Engine>, EngineError> {
+    let options = translator::Options { hot: 1, rewrites: 0, ..translator::Options::default() };
+    Ok(Box::new(translator::Translator::new(setup, options)?))
+}

@@ -17,6 +17,7 @@ const POORER: &[(&str, Make)] = &[
     ("translator-without-fsgsbase", |setup| without(setup, Without { fsgsbase: true, ..Without::NOTHING })),
     ("translator-without-avx", |setup| without(setup, Without { avx: true, ..Without::NOTHING })),
     ("translator-without-xsave", |setup| without(setup, Without { xsave: true, ..Without::NOTHING })),
+    ("suspicious-translator", conformance::suspicious_translator),
 ];
 
 fn without(setup: Setup, without: Without) -> Result<Box<dyn Engine>, EngineError> {

@@ -285,6 +285,26 @@ impl Asm {
         self.modrm(to.0, Mem::Gs(mask));
     }
 
+    /// PEXT of 64 bits with the mask in a register.
+    pub(crate) fn pext_register(&mut self, to: Reg, from: Reg, mask: Reg) {
+        let first = (1 - to.high()) << 7 | 0x40 | (1 - mask.high()) << 5 | 2;
+        self.raw(&[0xc4, first, 0x80 | (!from.0 & 15) << 3 | 2, 0xf5, 0xc0 | to.low() << 3 | mask.low()]);
+    }
+
+    /// An integer instruction with the one-byte opcode of its form "r/m, r" and two registers, of 64 bits (`wide`) or 32.
+    pub(crate) fn register_operation(&mut self, opcode: u8, to: Reg, from: Reg, wide: bool) {
+        let rex = u8::from(wide) << 3 | from.high() << 2 | to.high();
+        if rex != 0 {
+            self.raw(&[0x40 | rex]);
+        }
+        self.raw(&[opcode, 0xc0 | from.low() << 3 | to.low()]);
+    }
+
+    /// MOVSX: 8 bits sign-extended to 64.
+    pub(crate) fn sign_extend_byte(&mut self, to: Reg, from: Reg) {
+        self.raw(&[0x48 | to.high() << 2 | from.high(), 0x0f, 0xbe, 0xc0 | to.low() << 3 | from.low()]);
+    }
+
     /// SARX of 64 bits.
     pub(crate) fn sarx(&mut self, to: Reg, from: Reg, by: Reg) {
         // VEX.LZ.F3.0F38.W1 F7 /r
@@ -377,6 +397,11 @@ impl Asm {
     pub(crate) fn set_relative(&mut self, place: usize, to: usize) {
         let distance = (to as i64 - (place as i64 + 4)) as i32;
         self.bytes[place..place + 4].copy_from_slice(&distance.to_le_bytes());
+    }
+
+    /// Replaces the eight bytes at an offset.
+    pub(crate) fn set_word(&mut self, at: usize, value: u64) {
+        self.bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
     }
 
     /// A backward jump to an offset in this code.
@@ -481,6 +506,10 @@ mod tests {
                         asm.rorx(ra, rb, 32);
                         asm.sarx(ra, rb, ra);
                         asm.sign_extend(ra, rb);
+                        asm.sign_extend_byte(ra, rb);
+                        asm.pext_register(ra, rb, ra);
+                        asm.register_operation(0x29, ra, rb, true);
+                        asm.register_operation(0x85, ra, rb, false);
                         asm.wrgsbase(ra);
                         asm.store(Size::B1, Mem::near(rb, disp), ra);
                     });
@@ -536,6 +565,23 @@ mod tests {
                     let extend = code.next().expect("movsxd");
                     assert_eq!((extend.mnemonic(), extend.op0_register()), (Mnemonic::Movsxd, wa));
                     assert_eq!(extend.op1_register().full_register(), wb);
+                    let extend = code.next().expect("movsx");
+                    assert_eq!((extend.mnemonic(), extend.op0_register()), (Mnemonic::Movsx, wa));
+                    assert_eq!(extend.op1_register().full_register(), wb);
+                    let pext = code.next().expect("pext");
+                    assert_eq!(
+                        (pext.mnemonic(), pext.op0_register(), pext.op1_register(), pext.op2_register()),
+                        (Mnemonic::Pext, wa, wb, wa)
+                    );
+                    let sub = code.next().expect("sub");
+                    assert_eq!(
+                        (sub.mnemonic(), sub.op0_register(), sub.op1_register()),
+                        (Mnemonic::Sub, wa, wb)
+                    );
+                    let test = code.next().expect("test");
+                    assert_eq!((test.mnemonic(), test.op0_register().size()), (Mnemonic::Test, 4));
+                    assert_eq!(test.op0_register().full_register(), wa);
+                    assert_eq!(test.op1_register().full_register(), wb);
                     let base = code.next().expect("wrgsbase");
                     assert_eq!((base.mnemonic(), base.op0_register()), (Mnemonic::Wrgsbase, wa));
                     let store = code.next().expect("store");

@@ -11,9 +11,11 @@
 //!
 //! Called by the run loop on the vCPU's thread, never while translated code runs; no locks.
 
+mod renew;
+
 use crate::cells::Cells;
 use crate::context;
-use crate::emit::{self, Features, Mark, Mode, Request, Translation};
+use crate::emit::{self, Features, Mark, Mode, Request, Source, Translation};
 use crate::listing::{Listed, listing};
 use crate::raw::code::CodeMemory;
 use crate::raw::enter::ContextCell;
@@ -33,6 +35,8 @@ const MOST_BLOCKS: usize = 1 << 19;
 const LOOK_UPS: usize = 1 << 15;
 /// Most bytes of an instruction.
 pub(crate) const MAX_BYTES: usize = 15;
+/// Most bytes of a block's code: as many instructions as a block has, and as long as they get.
+const SOURCE: usize = 64 * MAX_BYTES;
 /// Into how many parts code memory is divided.
 const REGIONS: usize = 8;
 /// A link's number is its block's, times this, plus which of the block's links it is.
@@ -63,6 +67,12 @@ pub(crate) struct Block {
     /// Guest instructions that translated code executes.
     counted: u16,
     dead: bool,
+    /// It looks at its code by itself, which therefore isn't marked.
+    checks: bool,
+    /// Offsets of the instructions whose immediate it reads from there.
+    soft: Vec<u16>,
+    /// Bytes of code memory from `entry` on that are its own.
+    room: usize,
 }
 
 impl Block {
@@ -74,8 +84,30 @@ impl Block {
         std::iter::once((self.key.at, head)).chain(second)
     }
 
-    /// The granules of a page that it depends on.
+    /// Takes over what a translation is made of.
+    fn describe(&mut self, bytes: &[u8], soft: Vec<u16>, made: Translation) {
+        let base = self.entry;
+        let links = made.links.iter().map(|site| Link {
+            jump: base + u64::from(site.jump),
+            stub: base + u64::from(site.stub),
+            target: site.target,
+            single: site.single,
+            to: None,
+        });
+        self.body = base + u64::from(made.body);
+        self.end = base + made.code.len() as u64;
+        self.links = links.collect();
+        self.marks = made.marks.into_boxed_slice();
+        self.bytes = bytes.into();
+        self.counted = made.instructions - u16::from(made.ends_interpreted);
+        self.soft = soft;
+    }
+
+    /// The granules of a page that it depends on without looking.
     fn granules(&self, frame: u64) -> u64 {
+        if self.checks {
+            return 0;
+        }
         self.pieces()
             .filter(|(at, _)| at.frame() == frame)
             .fold(0, |all, (at, bytes)| all | memory::granules(at, bytes.len() as u64))
@@ -112,6 +144,8 @@ pub(crate) struct Place {
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Counts {
     pub(crate) translated: u64,
+    /// Translated anew in their place.
+    pub(crate) renewed: u64,
     pub(crate) killed: u64,
     /// Regions whose blocks were evicted.
     pub(crate) evictions: u64,
@@ -214,43 +248,45 @@ impl Cache {
     }
 
     /// Translates the code at `place`, which goes on at `second` where that is given: then only one instruction, which lies on both
-    /// pages. `None`: it can't be, or changes at the moment.
+    /// pages. `checks`: the block is to look at its code by itself. `None`: it can't be, or changes at the moment.
+    #[expect(clippy::too_many_arguments, reason = "all that a block depends on")]
     pub(crate) fn translate(
         &mut self,
         rip: u64,
         mode: Mode,
         place: Place,
         second: Option<Place>,
+        checks: bool,
         memory: &GuestMemory,
         context: &mut ContextCell,
     ) -> Option<BlockId> {
         let left = (PAGE_SIZE - place.at.offset_in_page()) as usize;
-        let mut before = [0; PAGE_SIZE as usize];
-        let mut len = left;
-        if let Some(second) = second {
-            len = left.min(MAX_BYTES) + MAX_BYTES;
-            load(memory, place.at, Some(second.at), &mut before[..len]);
-        } else {
-            memory.load_bytes(place.at, &mut before[..left]);
-        }
-        let made = self.make(rip, mode, place, second, &before[..len], context)?;
-        len = usize::from(made.len);
+        let mut before = [0; SOURCE];
+        let len = if second.is_some() { left.min(MAX_BYTES) + MAX_BYTES } else { left.min(SOURCE) };
+        let before = &mut before[..len];
+        load(memory, place.at, second.map(|second| second.at), before);
+        let source = checks.then(|| Self::source(memory, place.at, second.map(|second| second.at), &[]));
+        let made = self.make(rip, mode, place, second, before, source, context)?;
+        let len = usize::from(made.len);
         if second.is_some() && len <= left {
             return None;
         }
-        // From here on writes are noticed; those before have to be found.
-        memory.mark_granules(place.at, memory::granules(place.at, len.min(left) as u64));
-        if let Some(second) = second {
-            memory.mark_granules(second.at, memory::granules(second.at, (len - left) as u64));
+        if !checks {
+            // From here on writes are noticed; those before have to be found.
+            memory.mark_granules(place.at, memory::granules(place.at, len.min(left) as u64));
+            if let Some(second) = second {
+                memory.mark_granules(second.at, memory::granules(second.at, (len - left) as u64));
+            }
+            let mut now = [0; SOURCE];
+            load(memory, place.at, second.map(|second| second.at), &mut now[..len]);
+            if now[..len] != before[..len] {
+                return None;
+            }
         }
-        let mut now = [0; PAGE_SIZE as usize];
-        load(memory, place.at, second.map(|second| second.at), &mut now[..len]);
-        if now[..len] != before[..len] {
-            return None;
-        }
-        Some(self.insert(rip, mode, place, second, &now[..len], made, context))
+        Some(self.insert(rip, mode, place, second, &before[..len], checks, made, context))
     }
 
+    #[expect(clippy::too_many_arguments, reason = "all that a block depends on")]
     fn make(
         &mut self,
         rip: u64,
@@ -258,6 +294,7 @@ impl Cache {
         place: Place,
         second: Option<Place>,
         bytes: &[u8],
+        source: Option<Source<'_>>,
         context: &mut ContextCell,
     ) -> Option<Translation> {
         for _ in 0..2 {
@@ -281,11 +318,12 @@ impl Cache {
                 block,
                 first_link: block * MOST_LINKS,
                 features: self.features,
+                source,
             })?;
             if made.links.len() > MOST_LINKS as usize {
                 return None;
             }
-            if made.code.len() + 64 <= self.code.free() {
+            if room(&made, source.is_some()) + 64 <= self.code.free() {
                 return Some(made);
             }
             self.evict(context);
@@ -305,6 +343,7 @@ impl Cache {
         place: Place,
         second: Option<Place>,
         bytes: &[u8],
+        checks: bool,
         made: Translation,
         context: &mut ContextCell,
     ) -> BlockId {
@@ -316,31 +355,29 @@ impl Cache {
         let second = second.map(|second| (second, self.cell(next_page(rip, mode), mode, second, context)));
         let id = self.next_id();
         let base = self.code.next();
-        let appended = self.code.append(&made.code);
+        let room = room(&made, checks);
+        let appended = self.code.append(&made.code, room);
         assert!(appended, "`make` left room");
         // The memory may have been run with other code in it.
         self.patched = true;
-        let links = made.links.iter().map(|site| Link {
-            jump: base + u64::from(site.jump),
-            stub: base + u64::from(site.stub),
-            target: site.target,
-            single: site.single,
-            to: None,
-        });
-        let block = Block {
+        let mut block = Block {
             key,
             cell,
             second: second.map(|(second, cell)| (second.at, cell)),
             entry: base,
-            body: base + u64::from(made.body),
-            end: base + made.code.len() as u64,
-            links: links.collect(),
-            marks: made.marks.into_boxed_slice(),
-            bytes: bytes.into(),
+            body: base,
+            end: base,
+            links: Box::default(),
+            marks: Box::default(),
+            bytes: Box::default(),
             incoming: Vec::new(),
-            counted: made.instructions - u16::from(made.ends_interpreted),
+            counted: 0,
             dead: false,
+            checks,
+            soft: Vec::new(),
+            room,
         };
+        block.describe(bytes, Vec::new(), made);
         if self.free.pop().is_some() {
             self.blocks[id as usize] = block;
         } else {
@@ -445,10 +482,11 @@ impl Cache {
         let mut now = [0; PAGE_SIZE as usize];
         memory.load_bytes(at, &mut now);
         let changed = |block: &Block| {
-            block.pieces().filter(|(at, _)| at.frame() == frame).any(|(at, bytes)| {
-                let from = at.offset_in_page() as usize;
-                now[from..from + bytes.len()] != *bytes
-            })
+            !block.checks
+                && block.pieces().filter(|(at, _)| at.frame() == frame).any(|(at, bytes)| {
+                    let from = at.offset_in_page() as usize;
+                    now[from..from + bytes.len()] != *bytes
+                })
         };
         let (old, stay): (Vec<_>, Vec<_>) =
             blocks.iter().copied().partition(|&id| changed(&self.blocks[id as usize]));
@@ -479,7 +517,6 @@ impl Cache {
         self.counts.killed += 1;
         let (key, entry, cell, second) = (block.key, block.entry, block.cell, block.second);
         let incoming = std::mem::take(&mut block.incoming);
-        let outgoing: Vec<_> = block.links.iter_mut().map(|link| link.to.take()).collect();
         for link in incoming {
             let from = &mut self.blocks[(link / MOST_LINKS) as usize];
             let entry = &mut from.links[(link % MOST_LINKS) as usize];
@@ -488,12 +525,7 @@ impl Cache {
                 self.patch_jump(jump, stub);
             }
         }
-        for (index, to) in outgoing.into_iter().enumerate() {
-            let link = id * MOST_LINKS + index as u32;
-            if let Some(to) = to {
-                self.blocks[to as usize].incoming.retain(|&other| other != link);
-            }
-        }
+        self.unlink_outgoing(id);
         // The table of indirect targets may have its entry: there it leaves as if the page were in doubt.
         self.patch_entry(entry);
         self.by_key.remove(&key);
@@ -507,6 +539,16 @@ impl Cache {
             && found.block == id
         {
             self.look_ups[slot(key.rip, key.mode)] = None;
+        }
+    }
+
+    /// Takes a block's links out of their targets' lists.
+    fn unlink_outgoing(&mut self, id: BlockId) {
+        for index in 0..self.blocks[id as usize].links.len() {
+            let link = id * MOST_LINKS + index as u32;
+            if let Some(to) = self.blocks[id as usize].links[index].to.take() {
+                self.blocks[to as usize].incoming.retain(|&other| other != link);
+            }
         }
     }
 
@@ -595,6 +637,11 @@ impl Cache {
         context.set_word(context::target_hosts(user), index, block.entry);
     }
 
+    /// The page of RAM in which a block begins.
+    pub(crate) fn frame_of(&self, id: BlockId) -> u64 {
+        self.blocks[id as usize].key.at.frame()
+    }
+
     /// The guest code of a block from `rip` on, and whether it is 64-bit code.
     pub(crate) fn guest_code(&self, id: BlockId, rip: u64) -> (&[u8], bool) {
         let block = &self.blocks[id as usize];
@@ -667,6 +714,11 @@ fn load(memory: &GuestMemory, at: RamOffset, second: Option<RamOffset>, into: &m
     if let Some(second) = second {
         memory.load_bytes(second, tail);
     }
+}
+
+/// Code memory for a translation: a little more for one that will be replaced by others of about its length.
+fn room(made: &Translation, checks: bool) -> usize {
+    made.code.len() + if checks { made.code.len() / 8 + 64 } else { 0 }
 }
 
 fn slot(rip: u64, mode: Mode) -> usize {

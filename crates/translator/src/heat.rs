@@ -18,6 +18,8 @@ struct Slot {
     met: u8,
     /// How often translations died here, up to [`MOST_DOUBLINGS`].
     died: u8,
+    /// There was nothing to translate.
+    vain: bool,
 }
 
 impl Heat {
@@ -38,15 +40,26 @@ impl Heat {
         u32::from(slot.met) >= (hot << slot.died).min(255)
     }
 
+    /// Whether it is worth a try although it hasn't been met often: not where one was in vain.
+    pub(crate) fn may_try(&mut self, rip: u64) -> bool {
+        !self.slot(rip).vain
+    }
+
     /// It can't be translated: not for a while.
     pub(crate) fn cool(&mut self, rip: u64) {
-        self.slot(rip).met = 0;
+        let slot = self.slot(rip);
+        (slot.met, slot.vain) = (0, true);
+    }
+
+    /// It is worth a translation when it is met next.
+    pub(crate) fn warm(&mut self, rip: u64) {
+        *self.slot(rip) = Slot { met: u8::MAX, ..Slot::default() };
     }
 
     /// A translation died because its code has changed. Code that changes more often than it runs isn't worth any.
     pub(crate) fn die(&mut self, rip: u64) {
         let slot = self.slot(rip);
-        slot.met = 0;
+        (slot.met, slot.vain) = (0, false);
         slot.died = (slot.died + 1).min(MOST_DOUBLINGS);
     }
 }
@@ -99,8 +112,12 @@ mod tests {
         assert_eq!(met(&mut heat), 6);
         (0..100).for_each(|_| heat.die(0x1234));
         assert_eq!(met(&mut heat), 48);
+        assert!(heat.may_try(0x1234));
         heat.cool(0x1234);
+        assert!(!heat.may_try(0x1234));
         assert_eq!(met(&mut heat), 48);
+        heat.warm(0x1234);
+        assert!(heat.may_try(0x1234) && heat.meet(0x1234));
         let mut heat = Heat::new(255);
         heat.die(0x1234);
         assert_eq!(met(&mut heat), 255);

@@ -10,6 +10,7 @@
 //! | `cells` | which pages of code are known to be mapped where they were |
 //! | `spaces` | address spaces that are kept when the guest leaves them |
 //! | `cache` | translated blocks, links, look-ups, invalidation |
+//! | `changing` | which pages of code change all the time |
 //! | `heat` | when code is worth a translation, and when marks are in the way |
 //! | `emit` | from guest instructions to host code |
 //! | `stubs` | ways in and out, what translated code calls |
@@ -28,6 +29,7 @@
 mod asm;
 mod cache;
 mod cells;
+mod changing;
 mod context;
 mod counts;
 mod emit;
@@ -51,6 +53,9 @@ pub struct Options {
     pub code_cache: usize,
     /// Code is translated when it is met for this many times, 1..=255; before that it is interpreted.
     pub hot: u8,
+    /// Writes to the code of a page that kill translations, in a short time, before translations of it look at their source by
+    /// themselves. 0: all do, which is slow and for tests.
+    pub rewrites: u8,
     /// Counts which instructions are left to the reference engine. Costs a little where that happens.
     pub count_fallbacks: bool,
     /// Prints some translations when they are made.
@@ -81,7 +86,14 @@ impl Without {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { code_cache: 64 << 20, hot: 8, count_fallbacks: false, dump: None, without: Without::NOTHING }
+        Self {
+            code_cache: 64 << 20,
+            hot: 8,
+            rewrites: 4,
+            count_fallbacks: false,
+            dump: None,
+            without: Without::NOTHING,
+        }
     }
 }
 

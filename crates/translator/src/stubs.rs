@@ -3,6 +3,7 @@
 //! While translated code runs, guest registers are where [`crate::emit::host`] says, RCX and R11 are scratch, RSP points into
 //! the stack of host return addresses, flags are the guest's, and GS points at the view in force. Every stub keeps to that.
 
+mod compare;
 pub(crate) mod string;
 
 use crate::asm::*;
@@ -34,13 +35,15 @@ pub(crate) enum ExitReason {
     Vector,
     /// The instruction budget ends inside a block (argument).
     Budget,
+    /// A block (argument) has found that the guest's code isn't what it was.
+    Changed,
 }
 
 impl ExitReason {
     /// One more than the highest.
     pub(crate) const COUNT: usize = Self::NAMES.len() + 1;
     /// All of them, in order, with their names for people.
-    pub(crate) const NAMES: [(Self, &'static str); 9] = [
+    pub(crate) const NAMES: [(Self, &'static str); 10] = [
         (Self::Link, "link"),
         (Self::Indirect, "indirect"),
         (Self::Return, "return"),
@@ -50,6 +53,7 @@ impl ExitReason {
         (Self::Stale, "stale"),
         (Self::Vector, "vector"),
         (Self::Budget, "budget"),
+        (Self::Changed, "changed"),
     ];
 }
 
@@ -81,6 +85,8 @@ pub(crate) struct Stubs {
     pub(crate) fault: u64,
     /// Called at a block's start: puts the vector registers in place and returns, or leaves. The argument is stored.
     pub(crate) vector: u64,
+    /// Called where a block compares its source: see [`compare`].
+    pub(crate) compare: u64,
     /// Where returns that find nothing on the stack go, by table: the stack's first slot.
     pub(crate) bottom: [u64; 2],
     /// Called where a repeated string instruction is.
@@ -103,6 +109,7 @@ impl Stubs {
             interpret,
             fault,
             vector,
+            compare,
             bottom,
             strings,
         } = *self;
@@ -121,6 +128,7 @@ impl Stubs {
             (interpret, "interpret"),
             (fault, "fault"),
             (vector, "vector"),
+            (compare, "compare"),
             (bottom[0], "bottom.supervisor"),
             (bottom[1], "bottom.user"),
         ];
@@ -367,9 +375,10 @@ pub(crate) fn write(code: &mut CodeMemory, avx: bool, xsaveopt: bool) -> Stubs {
         asm.jump(unknown);
     }
 
+    stubs.compare = compare::write(&mut asm);
     stubs.strings = string::write(&mut asm, &stubs);
 
-    assert!(code.append(asm.bytes()), "code memory holds at least the stubs");
+    assert!(code.append(asm.bytes(), 0), "code memory holds at least the stubs");
     stubs
 }
 

@@ -4,6 +4,7 @@
 //! code everything architectural is in the reference's [`Core`], so that anything may be left to it at any time.
 
 use crate::cache::{BlockId, Cache, MAX_BYTES, Place, next_page};
+use crate::changing::Changing;
 use crate::context::{Context, XSAVE};
 use crate::counts::{Counts, Fallbacks};
 use crate::emit::{Features, Mode, VectorLevel};
@@ -40,6 +41,7 @@ pub(crate) struct TranslatedVcpu {
     kicker: Kicker,
     heat: Heat,
     rewritten: Rewritten,
+    changing: Changing,
     /// Position in the memory's log of first marks up to which the views know them.
     marks_seen: u64,
     /// Epoch of the memory up to which blocks have been checked.
@@ -114,6 +116,7 @@ impl TranslatedVcpu {
             kicker,
             heat: Heat::new(options.hot),
             rewritten: Rewritten::new(),
+            changing: Changing::new(options.rewrites),
             marks_seen,
             writes_seen,
             vector_away: false,
@@ -281,10 +284,17 @@ impl TranslatedVcpu {
             return Some(block);
         }
         // Code that is translated is hot, unless it shares its slot with something else; so no walk for cold code.
-        if !self.heat.meet(rip) {
+        let hot = self.heat.meet(rip);
+        let eager = self.changing.any() && self.heat.may_try(rip);
+        if !hot && !eager {
             return None;
         }
         let place = self.place(rip, io)?;
+        let mut checks = self.changing.has(place.at.frame());
+        // Where code changes all the time, to be decoded by the reference is as good as a write.
+        if !hot && !checks {
+            return None;
+        }
         let second = if self.cache.is_straddling(rip, mode, place) {
             Some(self.place_after(rip, mode, io)?)
         } else {
@@ -293,10 +303,12 @@ impl TranslatedVcpu {
         if let Some(block) = self.cache.find_at(rip, mode, place, second, &mut self.context) {
             return Some(block);
         }
-        let mut block = self.cache.translate(rip, mode, place, None, &self.memory, &mut self.context);
+        let mut block = self.cache.translate(rip, mode, place, None, checks, &self.memory, &mut self.context);
         if block.is_none() && self.goes_on(mode, place) {
             let second = self.place_after(rip, mode, io)?;
-            block = self.cache.translate(rip, mode, place, Some(second), &self.memory, &mut self.context);
+            checks |= self.changing.has(second.at.frame());
+            let (cache, memory) = (&mut self.cache, &self.memory);
+            block = cache.translate(rip, mode, place, Some(second), checks, memory, &mut self.context);
         }
         if block.is_none() {
             self.heat.cool(rip);
@@ -367,10 +379,23 @@ impl TranslatedVcpu {
         if self.memory.epoch() != self.writes_seen {
             self.check_written();
         }
+        let now = self.turns();
+        if self.changing.is_due(now) {
+            let (cache, memory, heat) = (&mut self.cache, &self.memory, &mut self.heat);
+            for frame in self.changing.look(now, |frame| cache.has_moved_on(frame, memory)) {
+                cache.forget_frame(frame, |rip| heat.warm(rip));
+            }
+        }
+    }
+
+    /// The time, for guesses.
+    fn turns(&self) -> u64 {
+        self.counts.entries + self.counts.interpreted
     }
 
     /// Drops the translations of code that has changed, and takes back marks that are in the way.
     fn check_written(&mut self) {
+        let now = self.turns();
         let (cache, memory, heat) = (&mut self.cache, &self.memory, &mut self.heat);
         let mut frames = Vec::new();
         if !memory.written_since(&mut self.writes_seen, |frame| frames.push(frame)) {
@@ -383,10 +408,19 @@ impl TranslatedVcpu {
         let made = self.filler.core.decoded() + cache.counts.translated;
         let mut own = 0;
         for frame in frames {
-            let held = cache.check_frame(frame, memory, |rip| heat.die(rip));
+            let mut died = false;
+            let mut held = cache.check_frame(frame, memory, |rip| {
+                heat.die(rip);
+                died = true;
+            });
+            if died && self.changing.note_death(frame, now) {
+                cache.forget_frame(frame, |_| {});
+                held = 0;
+            }
             let at = RamOffset(frame << 12);
             let vain = memory.marked_granules(at) & !held;
-            if self.rewritten.note(frame, made) && vain != 0 {
+            let often = self.rewritten.note(frame, made) || self.changing.has(frame);
+            if often && vain != 0 {
                 memory.unmark_derived(at, vain);
                 own += 1;
                 if held == 0 {
@@ -495,6 +529,7 @@ impl TranslatedVcpu {
         const STALE: u64 = ExitReason::Stale as u64;
         const VECTOR: u64 = ExitReason::Vector as u64;
         const BUDGET: u64 = ExitReason::Budget as u64;
+        const CHANGED: u64 = ExitReason::Changed as u64;
         match reason {
             LINK => {
                 let target = self.cache.link_target(link);
@@ -551,9 +586,18 @@ impl TranslatedVcpu {
                     let (bytes, long) = self.cache.guest_code(block, rip);
                     fallbacks.note(bytes, long);
                 }
+                if self.cache.is_outdated(block, &self.memory) {
+                    self.renew(block);
+                }
                 let outcome = self.interpret(1, io);
                 self.after_interpreted(mode, rip, io);
                 outcome
+            }
+            CHANGED => {
+                let rip = self.cache.rip_of(link).expect("a block names itself");
+                self.stop_at(rip);
+                self.renew(link);
+                Outcome::Ran
             }
             BUDGET => {
                 let rip = self.cache.rip_of(link).expect("a block names itself");
@@ -572,6 +616,20 @@ impl TranslatedVcpu {
             }
             _ => unreachable!("translated code leaves with a reason"),
         }
+    }
+
+    /// A block has found that its source has changed.
+    fn renew(&mut self, block: BlockId) {
+        // The last x87 instruction may be known by its place in the code that goes.
+        if self.vector_away {
+            let image = self.context.bytes(XSAVE, crate::context::XSAVE_BYTES);
+            let pointer = u64::from_le_bytes(image[8..16].try_into().unwrap_or_default());
+            if self.cache.locate(pointer).is_some_and(|(at, _)| at == block) {
+                self.bring_vector_back();
+            }
+        }
+        self.changing.note_change(self.cache.frame_of(block));
+        self.cache.renew(block, &self.memory);
     }
 
     /// Sets RIP. After STI the next instruction is shielded from events, if that is where translated code left.

@@ -37,8 +37,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// The engines, by name. The first is the reference.
-pub const ENGINES: &[(&str, Make)] =
-    &[("interpreter", crate::interpreter), ("translator", crate::translator)];
+pub const ENGINES: &[(&str, Make)] = &[
+    ("interpreter", crate::interpreter),
+    ("translator", crate::translator),
+    ("suspicious-translator", crate::suspicious_translator),
+];
 
 /// Cases that one pair of engines runs before fresh ones take over.
 pub const BLOCK: u64 = 64;

@@ -4,7 +4,7 @@
 //! A case is one or more guest instructions as bytes. Its text is the block's without the entry and the links' stubs, which the
 //! group `whole` shows.
 
-use super::{Features, Mode, Request, VectorLevel, translate};
+use super::{Features, Mode, Request, Source, VectorLevel, translate};
 use crate::listing::{Listed, listing};
 use crate::raw::code::CodeMemory;
 use crate::stubs;
@@ -19,7 +19,7 @@ const BITS32: Mode = Mode { long: false, flat: 0x3f, ..LONG };
 const RIP: u64 = 0x1000;
 
 /// The text of one case: the whole block's, or that of its instructions alone.
-fn text(mode: Mode, bytes: &[u8], whole: bool) -> String {
+fn text(mode: Mode, bytes: &[u8], whole: bool, source: Option<Source<'_>>) -> String {
     let mut code = CodeMemory::new(1 << 20).expect("memory");
     let stubs = stubs::write(&mut code, true, true);
     let request = Request {
@@ -33,6 +33,7 @@ fn text(mode: Mode, bytes: &[u8], whole: bool) -> String {
         block: 7,
         first_link: 0,
         features: Features { rdtscp: true, view_switch: true },
+        source,
     };
     let Some(made) = translate(&request) else {
         return format!("{bytes:02x?}\n  left to the reference\n");
@@ -58,16 +59,27 @@ fn text(mode: Mode, bytes: &[u8], whole: bool) -> String {
         .collect()
 }
 
+fn can_be_made() -> bool {
+    let can = std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("bmi2");
+    if !can {
+        eprintln!("skipped: translations for a host with AVX2 and BMI2 can't be made here");
+    }
+    can
+}
+
 /// Compares the cases of a group with its file, or writes the file.
 fn check(group: &str, mode: Mode, whole: bool, cases: &[&[u8]]) {
-    if !std::arch::is_x86_feature_detected!("avx2") || !std::arch::is_x86_feature_detected!("bmi2") {
-        eprintln!("skipped: translations for a host with AVX2 and BMI2 can't be made here");
+    if !can_be_made() {
         return;
     }
     let mut now = String::new();
     for bytes in cases {
-        let _ = writeln!(now, "{}", text(mode, bytes, whole));
+        let _ = writeln!(now, "{}", text(mode, bytes, whole, None));
     }
+    compare(group, now);
+}
+
+fn compare(group: &str, now: String) {
     let path: PathBuf =
         [env!("CARGO_MANIFEST_DIR"), "tests", "golden", &format!("{group}.txt")].iter().collect();
     if std::env::var_os("BLESS").is_some() {
@@ -91,6 +103,21 @@ fn check(group: &str, mode: Mode, whole: bool, cases: &[&[u8]]) {
 fn golden_entry_and_links() {
     check("whole", LONG, true, &[&[0x90, 0x74, 0x10], &[0x0f, 0x28, 0xc1, 0x0f, 0xa2]]);
     check("counted", COUNTED, true, &[&[0x48, 0x01, 0xd8, 0xeb, 0x10], &[0x0f, 0x28, 0xc1, 0x0f, 0xa2]]);
+}
+
+#[test]
+fn golden_blocks_that_look_at_their_source() {
+    if !can_be_made() {
+        return;
+    }
+    let source = |soft| Some(Source { host: 0x7f00_0000_1000, second: None, soft });
+    let add = &[0x48, 0x05, 0x44, 0x33, 0x22, 0x11, 0x83, 0xe3, 0x0f, 0xc3]; // add rax, 0x11223344; and ebx, 15; ret
+    let mov = &[0x48, 0xbf, 8, 7, 6, 5, 4, 3, 2, 1, 0x89, 0x3e, 0x90]; // mov rdi, 0x102030405060708; mov [rsi], edi; nop
+    let mut now = String::new();
+    for (bytes, soft) in [(&add[..], &[][..]), (add, &[0, 6]), (mov, &[0]), (&[0x90; 60], &[])] {
+        let _ = writeln!(now, "{}", text(LONG, bytes, true, source(soft)));
+    }
+    compare("source", now);
 }
 
 #[test]

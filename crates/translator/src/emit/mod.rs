@@ -4,7 +4,9 @@
 //!
 //! | module | instructions |
 //! |---|---|
+//! | `check` | blocks that look at their own source |
 //! | `plain` | everything that is run as itself, with rewritten registers and memory operand |
+//! | `same` | what needs no change at all |
 //! | `memory` | the memory operand: linear address, page-crossing check, look-up in the view |
 //! | `stack` | PUSH, POP, LEAVE and their like |
 //! | `string` | MOVS, STOS, LODS, SCAS, CMPS |
@@ -19,14 +21,18 @@
 //! Nothing architectural changes before the last point of an instruction that may fault or leave: it can always be
 //! executed anew by the reference.
 
+mod check;
 mod flow;
 #[cfg(test)]
 mod golden;
 mod memory;
 mod plain;
+mod same;
 mod stack;
 mod string;
 mod system;
+
+pub(crate) use check::{Source, soften};
 
 use crate::asm::*;
 use crate::context::{cell, field, gpr};
@@ -92,6 +98,8 @@ pub(crate) struct Request<'a> {
     /// Number of its first link.
     pub(crate) first_link: u32,
     pub(crate) features: Features,
+    /// The block looks at its source each time it is entered.
+    pub(crate) source: Option<Source<'a>>,
 }
 
 /// What of guest and host emitters have to know.
@@ -193,6 +201,8 @@ struct Emitter<'a> {
     window: Option<memory::Window>,
     /// Jumps to links' stubs that are written at the end: link number here, reason.
     late: Vec<(LateJump, usize, ExitReason)>,
+    /// The soft instructions, in order.
+    soft: Vec<check::Soft>,
     encoder: Encoder,
     info: InstructionInfoFactory,
     /// A short jump turned out too far: the block can't be emitted like this.
@@ -219,6 +229,7 @@ pub(crate) fn translate(request: &Request<'_>) -> Option<Translation> {
         list: Vec::new(),
         at: 0,
         window: None,
+        soft: Vec::new(),
         encoder: Encoder::new(64),
         info: InstructionInfoFactory::new(),
         broken: false,
@@ -254,6 +265,7 @@ impl Emitter<'_> {
         let mut branches = 0;
         let most = if self.request.second_cell.is_some() { 1 } else { MAX_INSTRUCTIONS };
         while decoder.can_decode() && instructions.len() < usize::from(most) {
+            let at = decoder.position();
             let instruction = decoder.decode();
             if instruction.is_invalid() {
                 break;
@@ -264,7 +276,7 @@ impl Emitter<'_> {
                 break;
             }
             uses_vector |= vector;
-            let ends = match instruction.flow_control() {
+            let mut ends = match instruction.flow_control() {
                 FlowControl::Next => false,
                 FlowControl::ConditionalBranch if instruction.is_jcc_short_or_near() && !mode.counted => {
                     branches += 1;
@@ -272,6 +284,10 @@ impl Emitter<'_> {
                 }
                 _ => true,
             };
+            if self.request.source.is_some() {
+                self.note_soft(&decoder, &instruction, at);
+                ends |= self.writes_memory(&instruction);
+            }
             instructions.push(instruction);
             if ends {
                 break;
@@ -294,6 +310,7 @@ impl Emitter<'_> {
             vector_hole = Some(self.asm.jrcxz());
             vector_back = self.asm.len();
         }
+        let check = self.request.source.map(|_| self.begin_check());
         let mut budget_hole = None;
         let count_at = self.asm.len() + 9;
         if mode.counted {
@@ -336,7 +353,11 @@ impl Emitter<'_> {
             self.guest = len;
             self.marks.push(Mark { host: self.asm.len() as u32, guest: len });
             let before = (self.asm.len(), self.islands.len(), self.late.len(), self.links.len());
-            match self.instruction(instruction) {
+            let emitted = match self.soft(instruction) {
+                Some(flow) => Ok(flow),
+                None => self.instruction(instruction),
+            };
+            match emitted {
                 Ok(flow) => {
                     self.track(instruction);
                     len += instruction.len() as u16;
@@ -375,6 +396,9 @@ impl Emitter<'_> {
         }
         self.finish_islands();
         self.finish_links();
+        if let Some(back) = check {
+            self.finish_check(back, usize::from(len));
+        }
         if self.broken {
             tracing::debug!(rip, "a short jump of the translation is too long");
             return None;

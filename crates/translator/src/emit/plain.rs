@@ -319,6 +319,11 @@ impl Emitter<'_> {
         } else {
             return self.system(instruction);
         }
+        if self.is_same(instruction) {
+            let from = usize::from(self.guest);
+            self.asm.raw(&self.request.bytes[from..from + instruction.len()]);
+            return Ok(Flow::Next);
+        }
         self.renamed(instruction)
     }
 

@@ -88,14 +88,15 @@ impl CodeMemory {
         assert!(self.limit <= self.len, "a region of this memory");
     }
 
-    /// Appends code that was made for [`CodeMemory::next`]. False: there is no room.
+    /// Appends code that was made for [`CodeMemory::next`], with `room` for as many bytes, or for more. False: there is none.
     #[must_use]
-    pub(crate) fn append(&mut self, code: &[u8]) -> bool {
-        if code.len() > self.free() {
+    pub(crate) fn append(&mut self, code: &[u8], room: usize) -> bool {
+        let room = room.max(code.len());
+        if room > self.free() {
             return false;
         }
         let at = self.next();
-        self.used = (self.used + code.len()).next_multiple_of(16).min(self.limit);
+        self.used = (self.used + room).next_multiple_of(16).min(self.limit);
         self.patch(at, code);
         true
     }
