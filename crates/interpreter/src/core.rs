@@ -55,7 +55,7 @@ pub struct Mapping {
 
 /// One vCPU of the reference engine in another engine's hands.
 pub struct Core {
-    vcpu: InterpretedVcpu,
+    pub(crate) vcpu: InterpretedVcpu,
 }
 
 impl Core {

@@ -12,6 +12,7 @@
 //! | `decode`, `blocks`, `op` | bytes to blocks of ops, their cache, the form of an op |
 //! | `cpu` | registers and what follows from them |
 //! | `access`, `tlb`, `walk` | memory: segments, TLB, page walks |
+//! | `privilege` | changes of privilege that another engine makes |
 //! | `probe` | walks that leave no trace |
 //! | `flags`, `width` | lazy arithmetic flags, operand widths |
 //! | `integer`, `string` | integer instructions by family |
@@ -31,6 +32,7 @@ mod integer;
 mod length;
 pub mod native;
 mod op;
+mod privilege;
 mod probe;
 mod run;
 mod string;
@@ -42,6 +44,7 @@ mod walk;
 mod width;
 
 pub use crate::core::{CodeMode, Core, Mapping, Outcome};
+pub use privilege::{CodeAndStack, FastCalls};
 pub use probe::{Probed, Prober, Viewer};
 pub use tlb::Dropped;
 pub use vcpu::{Interpreter, MAX_VCPUS};

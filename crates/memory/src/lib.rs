@@ -335,6 +335,13 @@ impl GuestMemory {
         self.shared.writes.position()
     }
 
+    /// Host address of the eight bytes that [`epoch`](Self::epoch) reads, for translated code. Valid while any clone of this memory
+    /// exists.
+    #[must_use]
+    pub fn epoch_address(&self) -> u64 {
+        self.shared.writes.address()
+    }
+
     /// Gives the pages (numbers as of [`RamOffset::frame`]) whose generation has advanced since the epoch `seen` to `each`,
     /// and sets `seen` to the present epoch. False: there were too many, any page's may have.
     pub fn written_since(&self, seen: &mut u64, each: impl FnMut(u64)) -> bool {

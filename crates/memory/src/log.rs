@@ -27,6 +27,11 @@ impl PageLog {
         self.next.load(Ordering::Acquire)
     }
 
+    /// Where the position is kept.
+    pub(crate) fn address(&self) -> u64 {
+        self.next.as_ptr() as u64
+    }
+
     pub(crate) fn push(&self, page: u64) {
         let number = self.next.fetch_add(1, Ordering::SeqCst);
         self.slots[number as usize % SLOTS].store(slot(number, page), Ordering::Release);

@@ -3,6 +3,10 @@
 //!
 //! Nearly all forms leave the flags alone: they are the guest's. Encodings: SDM 2A 2.1, 2.2.1; 2.3 (VEX).
 
+mod changing;
+
+pub(crate) use changing::condition;
+
 /// A host general register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(transparent)]
@@ -333,6 +337,11 @@ impl Asm {
     pub(crate) fn rorx(&mut self, to: Reg, from: Reg, by: u8) {
         let first = (1 - to.high()) << 7 | 0x40 | (1 - from.high()) << 5 | 3;
         self.raw(&[0xc4, first, 0xfb, 0xf0, 0xc0 | to.low() << 3 | from.low(), by]);
+    }
+
+    /// `lea` of the next instruction's address.
+    pub(crate) fn lea_here(&mut self, reg: Reg) {
+        self.raw(&[0x48 | reg.high() << 2, 0x8d, 0x05 | reg.low() << 3, 0, 0, 0, 0]);
     }
 
     /// `jrcxz` to a place that [`Asm::fill`] names later.

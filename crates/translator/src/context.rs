@@ -26,8 +26,12 @@ pub(crate) struct Context {
     pub(crate) proceed: u64,
     /// Rust's stack pointer, while translated code runs.
     pub(crate) host_rsp: u64,
-    /// Where the stack of host return addresses starts: a slot with the address of a stub for returns that find nothing.
-    pub(crate) stack_base: u64,
+    /// Where the stacks of host return addresses start, the supervisor's and the user's: slots with the address of a stub for returns
+    /// that find nothing.
+    pub(crate) stack_starts: [u64; 2],
+    /// The one to start on; and where the user's was left when its code was.
+    pub(crate) stack_start: u64,
+    pub(crate) user_stack: u64,
     /// Where to enter translated code.
     pub(crate) target: u64,
     /// Why translated code stopped: an [`ExitReason`](crate::stubs::ExitReason).
@@ -92,6 +96,27 @@ pub(crate) struct Context {
     pub(crate) interrupt_mask: u64,
     /// 31 and 63: bit numbers in an operand.
     pub(crate) bit_masks: [u64; 2],
+    /// 1: user code; 0: supervisor code.
+    pub(crate) user: u64,
+    /// Which CS and SS translated code has loaded, a number that `crossing` knows; 0: those that it was entered with.
+    pub(crate) loaded: u64,
+    /// Whether (not zero) translated code may execute: SYSCALL, SYSRET, IRETQ, IRETQ to user code.
+    pub(crate) can_syscall: u64,
+    pub(crate) can_sysret: u64,
+    pub(crate) can_return: u64,
+    pub(crate) can_return_out: u64,
+    /// SYSCALL's target, the flags that it keeps, and the selectors that it loads and that SYSRET loads: CS and SS.
+    pub(crate) syscall_target: u64,
+    pub(crate) syscall_keeps: u64,
+    pub(crate) syscall_selectors: [u64; 2],
+    pub(crate) sysret_selectors: [u64; 2],
+    /// The pairs of CS and SS that IRETQ may load: words as [`returns`] names them.
+    pub(crate) returns: [[u64; returns::WORDS]; returns::COUNT],
+    /// Flags that only the reference loads.
+    pub(crate) careful_flags: u64,
+    /// Host address of the memory's epoch, and the epoch up to which blocks have been checked.
+    pub(crate) epoch: u64,
+    pub(crate) writes_seen: u64,
     /// GS bases of the views (0: there is none yet): user, supervisor, supervisor with SMAP lifted.
     pub(crate) views: [u64; 3],
     /// Not zero: the vector registers are the guest's.
@@ -102,6 +127,27 @@ pub(crate) struct Context {
     pub(crate) xsave_mask: u64,
     /// MXCSR of Rust code.
     pub(crate) host_mxcsr: u64,
+}
+
+/// What the context says of a pair of CS and SS that IRETQ may load.
+pub(crate) mod returns {
+    /// The selectors, SS's above CS's; none that is popped where the pair isn't there.
+    pub(crate) const SELECTORS: usize = 0;
+    /// Linear address of CS's descriptor, and what it has to be.
+    pub(crate) const CODE_AT: usize = 1;
+    pub(crate) const CODE: usize = 2;
+    /// The same of SS's.
+    pub(crate) const STACK_AT: usize = 3;
+    pub(crate) const STACK: usize = 4;
+    /// 1: of user code.
+    pub(crate) const USER: usize = 5;
+    /// Its number for [`super::Context::loaded`].
+    pub(crate) const LOADED: usize = 6;
+    /// Words of a pair, and how many pairs there are.
+    pub(crate) const WORDS: usize = 8;
+    pub(crate) const COUNT: usize = 3;
+    /// No selectors.
+    pub(crate) const NOTHING: u64 = u64::MAX;
 }
 
 /// No instruction's address.
@@ -218,8 +264,8 @@ const fn size_of_field<T>(_: fn(&Context) -> &T) -> usize {
 }
 
 /// Offset, size and name of each field.
-static FIELDS: [(usize, usize, &str); 48] = fields! {
-    gpr flags system_flags alignment_flag interrupt_flag calm proceed host_rsp stack_base target reason argument r11 held pushed last_return fill fill_bytes vcpu filled cross_size saved bounce page_mask cross_masks offset_mask outside_mask watched_mask granule_mask one sign_mask left target_mask segment_base tsc_offset kernel_gs_base tsc_aux selectors control after_sti popf_mask interrupt_mask bit_masks views vector_ready vector_saved xsave_mask host_mxcsr
+static FIELDS: [(usize, usize, &str); 64] = fields! {
+    gpr flags system_flags alignment_flag interrupt_flag calm proceed host_rsp stack_starts stack_start user_stack target reason argument r11 held pushed last_return fill fill_bytes vcpu filled cross_size saved bounce page_mask cross_masks offset_mask outside_mask watched_mask granule_mask one sign_mask left target_mask segment_base tsc_offset kernel_gs_base tsc_aux selectors control after_sti popf_mask interrupt_mask bit_masks user loaded can_syscall can_sysret can_return can_return_out syscall_target syscall_keeps syscall_selectors sysret_selectors returns careful_flags epoch writes_seen views vector_ready vector_saved xsave_mask host_mxcsr
 };
 
 macro_rules! field {

@@ -18,6 +18,7 @@
 //! | `asm` | a small assembler |
 //! | `listing` | translations as text |
 //! | `counts` | what is counted, for people |
+//! | `crossing` | which changes of privilege translated code makes |
 //! | `watched` | whether an event may be waiting for IF |
 //! | `xstate` | vector registers while Rust runs |
 //! | `raw` | code memory, the call into it, signals |
@@ -32,6 +33,7 @@ mod cells;
 mod changing;
 mod context;
 mod counts;
+mod crossing;
 mod emit;
 mod heat;
 mod listing;

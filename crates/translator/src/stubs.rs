@@ -4,6 +4,7 @@
 //! the stack of host return addresses, flags are the guest's, and GS points at the view in force. Every stub keeps to that.
 
 mod compare;
+pub(crate) mod privilege;
 pub(crate) mod string;
 
 use crate::asm::*;
@@ -89,6 +90,8 @@ pub(crate) struct Stubs {
     pub(crate) compare: u64,
     /// Where returns that find nothing on the stack go, by table: the stack's first slot.
     pub(crate) bottom: [u64; 2],
+    /// Jumped to by SYSCALL, SYSRET and IRETQ: see [`privilege`].
+    pub(crate) privilege: privilege::Table,
     /// Called where a repeated string instruction is.
     pub(crate) strings: string::Table,
 }
@@ -111,6 +114,7 @@ impl Stubs {
             vector,
             compare,
             bottom,
+            privilege,
             strings,
         } = *self;
         let store_names = ["store.1", "store.2", "store.4", "store.8", "store.16", "store.32", "store.64"];
@@ -132,6 +136,7 @@ impl Stubs {
             (bottom[0], "bottom.supervisor"),
             (bottom[1], "bottom.user"),
         ];
+        names.extend(privilege.names());
         names.extend(string::names(&strings));
         names.extend(store.into_iter().zip(store_names));
         names
@@ -266,7 +271,7 @@ pub(crate) fn write(code: &mut CodeMemory, avx: bool, xsaveopt: bool) -> Stubs {
         asm.push(reg);
     }
     asm.store_gs(field!(host_rsp), RSP);
-    asm.load_gs(RSP, field!(stack_base));
+    asm.load_gs(RSP, field!(stack_start));
     unspill(&mut asm);
     asm.jump_mem(Mem::Gs(field!(target)));
 
@@ -364,7 +369,7 @@ pub(crate) fn write(code: &mut CodeMemory, avx: bool, xsaveopt: bool) -> Stubs {
     asm.jump(stubs.exit);
     for user in [false, true] {
         stubs.bottom[usize::from(user)] = asm.here();
-        asm.load_gs(RSP, field!(stack_base));
+        asm.load_gs(RSP, field!(stack_starts) + 8 * i32::from(user));
         stubs.look_up_return[usize::from(user)] = asm.here();
         // Loops can be made of returns, too.
         asm.load_gs(RCX, field!(proceed));
@@ -375,6 +380,7 @@ pub(crate) fn write(code: &mut CodeMemory, avx: bool, xsaveopt: bool) -> Stubs {
         asm.jump(unknown);
     }
 
+    stubs.privilege = privilege::write(&mut asm, stubs.exit);
     stubs.compare = compare::write(&mut asm);
     stubs.strings = string::write(&mut asm, &stubs);
 

@@ -7,13 +7,14 @@ use crate::cache::{BlockId, Cache, MAX_BYTES, Place, next_page};
 use crate::changing::Changing;
 use crate::context::{Context, XSAVE};
 use crate::counts::{Counts, Fallbacks};
+use crate::crossing::Crossing;
 use crate::emit::{Features, Mode, VectorLevel};
 use crate::heat::{Heat, Rewritten};
 use crate::listing::Dump;
 use crate::raw::enter::{self, ContextCell};
 use crate::raw::fill::Filler;
 use crate::raw::signals;
-use crate::raw::stack::ReturnStack;
+use crate::raw::stack::ReturnStacks;
 use crate::spaces::Spaces;
 use crate::stubs::ExitReason;
 use crate::watched::Watched;
@@ -27,6 +28,9 @@ use x86::control::{cr0, cr4};
 use x86::state::seg;
 use x86::{CpuState, Rflags};
 
+/// How IRETQ is written.
+const IRETQ: [u8; 2] = [0x48, 0xcf];
+
 /// Faults in a row without any instruction completing before a run comes back.
 const MOST_STUCK: u32 = 1000;
 
@@ -35,7 +39,7 @@ pub(crate) struct TranslatedVcpu {
     filler: Box<Filler>,
     cache: Cache,
     context: ContextCell,
-    stack: ReturnStack,
+    stacks: ReturnStacks,
     memory: GuestMemory,
     writer: Arc<DirectWriter>,
     kicker: Kicker,
@@ -49,6 +53,7 @@ pub(crate) struct TranslatedVcpu {
     /// The vector registers are in the context's XSAVE image, not in the core.
     vector_away: bool,
     xstate: xstate::Layout,
+    crossing: Crossing,
     /// The modes that the tables of indirect targets hold translations for: supervisor's and user's.
     table_modes: [Option<Mode>; 2],
     counts: Counts,
@@ -70,6 +75,7 @@ impl TranslatedVcpu {
         let features = Features {
             rdtscp: setup.cpuid.stored(0x8000_0001, 0).edx >> 27 & 1 != 0,
             view_switch: setup.cpuid.stored(7, 0).ebx >> 20 & 1 != 0 && fsgsbase,
+            crossing: fsgsbase,
         };
         let core = Core::new(id, setup)?;
         let kicker = core.kicker();
@@ -78,7 +84,7 @@ impl TranslatedVcpu {
         let xstate = xstate::Layout::of_host(options.without);
         let cache = Cache::new(features, options.code_cache, xstate.avx, xstate.xsaveopt)
             .map_err(host("executable memory"))?;
-        let stack = ReturnStack::new().map_err(host("memory for a stack"))?;
+        let stacks = ReturnStacks::new(cache.stubs.bottom).map_err(host("memory for a stack"))?;
         let interrupt = kicker.clone();
         let writer = memory.add_direct_writer(Box::new(move || interrupt.kick()));
         for user in [false, true] {
@@ -88,7 +94,9 @@ impl TranslatedVcpu {
         let fixed = context.get();
         fixed.fill = Filler::entry();
         fixed.proceed = kicker.word().as_ptr() as u64;
-        fixed.stack_base = stack.start();
+        fixed.stack_starts = stacks.starts();
+        fixed.epoch = memory.epoch_address();
+        Crossing::begin(fixed);
         fixed.page_mask = 0x0000_ffff_ffff_f000;
         fixed.offset_mask = 0xfff;
         fixed.outside_mask = !0xfff;
@@ -110,7 +118,7 @@ impl TranslatedVcpu {
             filler,
             cache,
             context,
-            stack,
+            stacks,
             memory,
             writer,
             kicker,
@@ -121,6 +129,7 @@ impl TranslatedVcpu {
             writes_seen,
             vector_away: false,
             xstate,
+            crossing: Crossing::default(),
             table_modes: [None; 2],
             counts: Counts {
                 fallbacks: options.count_fallbacks.then(Fallbacks::default),
@@ -440,7 +449,9 @@ impl TranslatedVcpu {
             self.cache.forget_targets(mode.user, &mut self.context);
             self.table_modes[usize::from(mode.user)] = Some(mode);
         }
-        self.stack.set_bottom(self.cache.stubs.bottom[usize::from(mode.user)]);
+        let ready =
+            [false, true].map(|user| self.table_modes[usize::from(user)] == Some(Mode { user, ..mode }));
+        self.crossing.prepare(&self.filler.core, mode, ready, self.context.get());
         let entry = self.cache.block(block).entry;
         self.publish(entry, io.quiet);
         while !self.memory.enter_direct(&self.writer, self.marks_seen) {
@@ -456,8 +467,8 @@ impl TranslatedVcpu {
         }
         let running = signals::Running {
             code: self.cache.code_range(),
-            guard: (self.stack.guard().start, self.stack.guard().end),
-            stack_start: self.stack.start(),
+            guards: self.stacks.guards(),
+            stack_starts: self.stacks.starts(),
             fault_stub: self.cache.stubs.fault,
             argument: &raw mut self.context.get().argument,
         };
@@ -465,6 +476,8 @@ impl TranslatedVcpu {
         self.writer.leave();
         self.counts.entries += 1;
         self.collect();
+        // Code of the other level is of the same kind otherwise.
+        let mode = Mode { user: self.context.get().user != 0, ..mode };
         self.settle(mode, io)
     }
 
@@ -490,6 +503,7 @@ impl TranslatedVcpu {
         context.vector_ready = 0;
         context.vector_saved = u64::from(self.vector_away);
         context.left = self.left.unwrap_or(0);
+        context.writes_seen = self.writes_seen;
         context.target = entry;
         context.reason = 0;
     }
@@ -498,6 +512,9 @@ impl TranslatedVcpu {
     fn collect(&mut self) {
         let context = self.context.get();
         let core = &mut self.filler.core;
+        if let Some(pair) = self.crossing.loaded(context.loaded) {
+            core.set_code_and_stack(pair);
+        }
         *core.registers() = context.gpr;
         let flags = Rflags::from_bits_truncate(context.flags);
         core.set_arithmetic_flags(flags & Rflags::ARITHMETIC);
@@ -586,11 +603,16 @@ impl TranslatedVcpu {
                     let (bytes, long) = self.cache.guest_code(block, rip);
                     fallbacks.note(bytes, long);
                 }
+                let returns =
+                    mode.long && !mode.user && self.cache.guest_code(block, rip).0.starts_with(&IRETQ);
                 if self.cache.is_outdated(block, &self.memory) {
                     self.renew(block);
                 }
                 let outcome = self.interpret(1, io);
-                self.after_interpreted(mode, rip, io);
+                if returns && outcome == Outcome::Ran {
+                    self.learn_return(io);
+                }
+                self.after_interpreted(rip, io);
                 outcome
             }
             CHANGED => {
@@ -615,6 +637,15 @@ impl TranslatedVcpu {
                 Outcome::Ran
             }
             _ => unreachable!("translated code leaves with a reason"),
+        }
+    }
+
+    /// The reference has executed an IRETQ: translated code may execute the next one, and looks at the descriptors.
+    fn learn_return(&mut self, io: &mut Watched<'_>) {
+        self.crossing.learn(&mut self.filler.core, self.context.get(), io);
+        let (mut prober, mut views) = self.filler.parts();
+        for at in self.crossing.descriptors() {
+            views.enter_supervisor(&mut prober, at & !0xfff);
         }
     }
 
@@ -650,14 +681,15 @@ impl TranslatedVcpu {
     }
 
     /// After an instruction that may have been an indirect branch: its target may be one to remember.
-    fn after_interpreted(&mut self, mode: Mode, from: u64, io: &mut Watched<'_>) {
+    fn after_interpreted(&mut self, from: u64, io: &mut Watched<'_>) {
         let rip = self.filler.core.rip();
         let near = rip.wrapping_sub(from) < 16;
-        if near || self.filler.core.wants_attention() {
+        if near {
             return;
         }
         self.catch_up();
-        if self.mode() == Some(mode)
+        if let Some(mode) = self.mode()
+            && self.table_modes[usize::from(mode.user)] == Some(mode)
             && let Some(block) = self.find(rip, mode, io)
         {
             self.cache.remember_target(block, &mut self.context);

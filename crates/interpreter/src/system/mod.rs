@@ -34,6 +34,7 @@ mod tables;
 mod tasks;
 
 pub(crate) use cpuid::Output;
+pub(crate) use syscall::fast_segments;
 
 use crate::op::Handler;
 use iced_x86::{Instruction, Mnemonic as M};

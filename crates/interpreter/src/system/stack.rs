@@ -209,7 +209,7 @@ impl Cpu {
     }
 
     /// Whether 64-bit code runs.
-    pub(super) fn in_64_bit_mode(&self) -> bool {
+    pub(crate) fn in_64_bit_mode(&self) -> bool {
         self.code_size == CodeSize::Bits64
     }
 }

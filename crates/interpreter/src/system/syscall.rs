@@ -31,6 +31,15 @@ fn flat_stack(selector: u16, dpl: u8) -> Segment {
     }
 }
 
+/// CS and SS as SYSCALL and the 64-bit SYSRET load them.
+pub(crate) fn fast_segments(star: u64) -> ((Segment, Segment), (Segment, Segment)) {
+    let (enter, leave) = ((star >> 32) as u16 & !3, (star >> 48) as u16);
+    (
+        (flat_code(enter, 0, true), flat_stack(enter.wrapping_add(8), 0)),
+        (flat_code(leave.wrapping_add(16) | 3, 3, true), flat_stack(leave.wrapping_add(8) | 3, 3)),
+    )
+}
+
 /// Flags that SYSRET loads: all but RF, VM and those reserved (SDM 2B SYSRET).
 const SYSRET_FLAGS: u64 = 0x003c_7fd7;
 

@@ -55,7 +55,7 @@ impl Emitter<'_> {
             _ if instruction.flow_control() == FlowControl::ConditionalBranch => {
                 return self.conditional(instruction);
             }
-            _ => return Err(NotEmitted),
+            _ => return self.privilege(instruction),
         }
         Ok(Flow::End)
     }

@@ -32,7 +32,7 @@ fn text(mode: Mode, bytes: &[u8], whole: bool, source: Option<Source<'_>>) -> St
         second_cell: None,
         block: 7,
         first_link: 0,
-        features: Features { rdtscp: true, view_switch: true },
+        features: Features { rdtscp: true, view_switch: true, crossing: true },
         source,
     };
     let Some(made) = translate(&request) else {
@@ -327,8 +327,18 @@ fn golden_system() {
             &[0x0f, 0x31],       // rdtsc
             &[0x0f, 0x01, 0xf9], // rdtscp
             &[0x0f, 0x20, 0xd8], // mov rax, cr3
-            &[0x0f, 0x05],       // syscall
+            &[0x0f, 0x05],       // syscall, which is only user code's
+            &[0x48, 0x0f, 0x07], // sysretq
             &[0x48, 0xcf],       // iretq
+        ],
+    );
+    check(
+        "system_user",
+        LONG,
+        false,
+        &[
+            &[0x0f, 0x05],       // syscall
+            &[0x48, 0x0f, 0x07], // sysretq, which faults
         ],
     );
 }

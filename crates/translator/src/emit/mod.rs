@@ -11,6 +11,7 @@
 //! | `stack` | PUSH, POP, LEAVE and their like |
 //! | `string` | MOVS, STOS, LODS, SCAS, CMPS |
 //! | `system` | flags and registers of the system that need no Rust |
+//! | `privilege` | SYSCALL, SYSRET, IRETQ |
 //! | `flow` | jumps, calls, returns; links between blocks |
 //!
 //! An instruction without an emitter ends its block with a call of the `interpret` stub: the reference engine executes it.
@@ -27,6 +28,7 @@ mod flow;
 mod golden;
 mod memory;
 mod plain;
+mod privilege;
 mod same;
 mod stack;
 mod string;
@@ -109,6 +111,8 @@ pub(crate) struct Features {
     pub(crate) rdtscp: bool,
     /// The guest has STAC and CLAC, and the host can set GS without a system call.
     pub(crate) view_switch: bool,
+    /// The host can set GS without a system call.
+    pub(crate) crossing: bool,
 }
 
 /// Where a guest instruction starts.

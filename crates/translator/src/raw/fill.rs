@@ -75,6 +75,24 @@ impl Filler {
         true
     }
 
+    /// Translated code may have changed its privilege level and RFLAGS.AC since it was entered.
+    fn follow(&mut self) {
+        // SAFETY: set by `run`; translated code waits for this function.
+        let (user, lifted) = unsafe { ((*self.context).user != 0, (*self.context).alignment_flag != 0) };
+        let state = self.core.state();
+        let crossed = user != (state.cpl == 3);
+        let moved = !user && lifted != state.rflags.contains(Rflags::AC);
+        if crossed {
+            self.core.set_privilege(if user { 3 } else { 0 });
+        }
+        if moved {
+            self.core.set_alignment_flag(lifted);
+        }
+        if crossed || moved {
+            self.choose_view();
+        }
+    }
+
     fn choose_view(&mut self) -> bool {
         let state = self.core.state();
         let open = state.cr4 & cr4::SMAP == 0 || state.rflags.contains(Rflags::AC);
@@ -183,12 +201,6 @@ impl Filler {
         let Some(mut io) = self.io else { return 0 };
         // SAFETY: set by `run`, which is on this thread's stack below and doesn't use it meanwhile.
         let io = unsafe { io.as_mut() };
-        // SAFETY: set by `run`; translated code waits for this function.
-        let lifted = unsafe { (*self.context).alignment_flag } != 0;
-        if self.current != USER && self.core.state().rflags.contains(Rflags::AC) != lifted {
-            self.core.set_alignment_flag(lifted);
-            self.choose_view();
-        }
         let write = bytes != 0;
         let Some(mapping) = self.core.map(address, write, io) else { return 0 };
         let derived = self.memory.is_derived(mapping.ram);
@@ -291,6 +303,13 @@ impl Views<'_> {
         found.read
     }
 
+    /// The same for the supervisor's views.
+    pub(crate) fn enter_supervisor(&mut self, prober: &mut Prober<'_>, page: u64) {
+        for view in [SUPERVISOR, SUPERVISOR_OPEN] {
+            self.enter(prober, view, page);
+        }
+    }
+
     /// Where a page of code is, if code may be fetched there without anything being set in the tables.
     pub(crate) fn code(&self, prober: &mut Prober<'_>, page: u64, user: bool) -> Option<Place> {
         let viewer = if user { Viewer::User } else { Viewer::Supervisor };
@@ -305,6 +324,7 @@ extern "sysv64" fn fill(filler: *mut Filler, address: u64, want: u64) -> u64 {
     // translated code, so it ends the process instead (`extern` functions abort on unwinding).
     unsafe {
         let filler = &mut *filler;
+        filler.follow();
         match want {
             READ => u64::from(filler.fill(address, 0) != 0),
             WRITE => u64::from(filler.fill(address, WHOLE_PAGE) != 0),

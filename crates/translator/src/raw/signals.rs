@@ -19,9 +19,9 @@ use std::sync::OnceLock;
 pub(crate) struct Running {
     /// Code memory.
     pub(crate) code: (u64, u64),
-    /// Guard of the return stack, and where the stack starts.
-    pub(crate) guard: (u64, u64),
-    pub(crate) stack_start: u64,
+    /// Guards of the return stacks, and where the stacks start.
+    pub(crate) guards: [(u64, u64); 2],
+    pub(crate) stack_starts: [u64; 2],
     /// The stub for faults.
     pub(crate) fault_stub: u64,
     /// Where to put the address of the faulting instruction.
@@ -121,10 +121,14 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
         {
             let address = (*info).si_addr() as u64;
             let stack = registers[libc::REG_RSP as usize] as u64;
-            if signal == libc::SIGSEGV && contains(running.guard, address) && stack <= running.guard.1 + 64 {
+            let guard = running.guards.iter().position(|&guard| contains(guard, address));
+            if signal == libc::SIGSEGV
+                && let Some(index) = guard
+                && stack <= running.guards[index].1 + 64
+            {
                 // A call or push found the stack full: again, on an empty one. What is on top goes along: it may have been a stub's
                 // push, and the stub returns to its caller.
-                let top = running.stack_start - KEPT;
+                let top = running.stack_starts[index] - KEPT;
                 std::ptr::copy_nonoverlapping(stack as *const u8, top as *mut u8, KEPT as usize);
                 registers[libc::REG_RSP as usize] = top as i64;
                 return;
