@@ -27,7 +27,7 @@ pub fn interpreter(setup: Setup) -> Result<Box<dyn Engine>, EngineError> {
 /// # Errors
 /// As [`translator::Translator::new`].
 pub fn translator(setup: Setup) -> Result<Box<dyn Engine>, EngineError> {
-    let options = translator::Options { hot: 1, ..translator::Options::default() };
+    let options = translator::Options { hot: 1, check_entries: true, ..translator::Options::default() };
     Ok(Box::new(translator::Translator::new(setup, options)?))
 }
 

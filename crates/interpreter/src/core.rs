@@ -326,6 +326,22 @@ impl Core {
         self.vcpu.cpu.state.cr3 & 0x000f_ffff_ffff_f000
     }
 
+    /// Loads CR3 as MOV does. False where that faults: nothing has happened then.
+    pub fn load_root(&mut self, value: u64, io: &mut dyn Platform) -> bool {
+        crate::system::serialize();
+        self.cpu().write_cr3(value, io).is_ok()
+    }
+
+    /// Drops the translations of a linear address as INVLPG does.
+    pub fn drop_address(&mut self, address: u64) {
+        crate::system::serialize();
+        let cpu = self.cpu();
+        // Otherwise it does nothing (SDM 2A INVLPG).
+        if !cpu.long_mode || cpu.is_canonical(address) {
+            cpu.tlb.flush_address(address);
+        }
+    }
+
     /// Whether the guest has invalidated translations since [`Core::take_dropped`].
     #[inline]
     #[must_use]

@@ -46,7 +46,8 @@ pub(crate) struct Context {
     pub(crate) pushed: u64,
     /// The guest instruction of the last RET, as a block's number and an offset in it.
     pub(crate) last_return: u64,
-    /// Host address of `fill`, and what it is called with: for a store, how many bytes.
+    /// Host address of `fill`, and what it is called with: for a store, how many bytes; where translations are invalidated, the
+    /// number of the running code's cell.
     pub(crate) fill: u64,
     pub(crate) fill_bytes: u64,
     pub(crate) vcpu: u64,

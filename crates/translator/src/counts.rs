@@ -21,8 +21,6 @@ pub(crate) struct Counts {
     pub(crate) exits: [u64; ExitReason::COUNT],
     /// Calls of the reference engine.
     pub(crate) interpreted: u64,
-    /// Drops that the guest asked for: of everything, of what isn't global, of single addresses.
-    pub(crate) dropped: [u64; 3],
     /// Pages of code that were written to and compared.
     pub(crate) code_pages: u64,
     /// Absent where nobody wants to know.
@@ -108,10 +106,6 @@ impl Counts {
         for (reason, name) in ExitReason::NAMES {
             into.add("exits", name, self.exits[reason as usize]);
         }
-        let [all, local, address] = self.dropped;
-        into.add("invalidations", "everything", all);
-        into.add("invalidations", "not_global", local);
-        into.add("invalidations", "addresses", address);
         into.add("invalidations", "code_pages", self.code_pages);
         if let Some(fallbacks) = &self.fallbacks {
             fallbacks.counters(into);

@@ -62,6 +62,9 @@ pub struct Options {
     pub count_fallbacks: bool,
     /// Prints some translations when they are made.
     pub dump: Option<Dump>,
+    /// Whenever an address space is entered, what is held of it is compared with fresh walks; a difference ends the process. Slow,
+    /// and for one vCPU: another's changes in between would count as differences.
+    pub check_entries: bool,
     /// What of the host not to use, whether it has it or not.
     pub without: Without,
 }
@@ -94,6 +97,7 @@ impl Default for Options {
             rewrites: 4,
             count_fallbacks: false,
             dump: None,
+            check_entries: false,
             without: Without::NOTHING,
         }
     }

@@ -10,7 +10,7 @@
 //! A page costs about as much as two misses of a cache, a miss in the view twenty times that. Pages that are not in use any more
 //! would cost that forever, so some are left out each time, at random; whether they were missed says how many to leave out the next time.
 //!
-//! Called by the run loop on the vCPU's thread, never while translated code runs; no locks.
+//! Called by the run loop, and by translated code for CR3 and INVLPG; on the vCPU's thread, no locks.
 
 use crate::cells::{Cells, CodePage};
 use crate::raw::enter::ContextCell;
@@ -48,6 +48,9 @@ impl Default for Space {
 
 #[derive(Clone, Copy, Default, Debug)]
 struct Counts {
+    /// What the guest has dropped: everything, what isn't global, single addresses; and how often translated code did it.
+    dropped: [u64; 3],
+    called: u64,
     /// Another address space than before, one that was kept or not; the same again.
     known: u64,
     unknown: u64,
@@ -85,14 +88,38 @@ impl Spaces {
         }
     }
 
-    /// Drops all translations that aren't global, or really all, and enters those of what is in force now.
-    pub(crate) fn renew(
+    /// Takes notice of what the guest has invalidated since the last time.
+    pub(crate) fn catch_up(&mut self, filler: &mut Filler, cells: &mut Cells, context: &mut ContextCell) {
+        if !filler.core.has_dropped() {
+            return;
+        }
+        let dropped = filler.core.take_dropped();
+        let [all, local, addresses] = &mut self.counts.dropped;
+        *all += u64::from(dropped.all);
+        *local += u64::from(!dropped.all && dropped.local);
+        *addresses += dropped.addresses.len() as u64;
+        for &address in &dropped.addresses {
+            filler.drop_address(address);
+            cells.doubt_address(address, context);
+        }
+        if dropped.all || dropped.local {
+            self.renew(dropped.all, filler, cells, context);
+        }
+    }
+
+    /// The same, called by translated code.
+    pub(crate) fn catch_up_inside(
         &mut self,
-        all: bool,
         filler: &mut Filler,
         cells: &mut Cells,
         context: &mut ContextCell,
     ) {
+        self.counts.called += 1;
+        self.catch_up(filler, cells, context);
+    }
+
+    /// Drops all translations that aren't global, or really all, and enters those of what is in force now.
+    fn renew(&mut self, all: bool, filler: &mut Filler, cells: &mut Cells, context: &mut ContextCell) {
         self.here.judge(filler);
         filler.take(false, &mut self.here.data);
         cells.doubt_side(false, &mut self.here.code, context);
@@ -113,6 +140,7 @@ impl Spaces {
             global.enter(filler, cells, context, chance, counts);
             global.left_out.clear();
         }
+        filler.check(all);
     }
 
     fn change(&mut self, root: u64) {
@@ -136,7 +164,11 @@ impl Spaces {
     }
 
     pub(crate) fn counters(&self, into: &mut Counters) {
-        let Counts { known, unknown, same, entered, vain, left_out, evicted } = self.counts;
+        let Counts { dropped, called, known, unknown, same, entered, vain, left_out, evicted } = self.counts;
+        for (name, count) in ["everything", "not_global", "addresses"].into_iter().zip(dropped) {
+            into.add("invalidations", name, count);
+        }
+        into.add("invalidations", "in_translated_code", called);
         into.add("spaces", "kept", self.kept.len() as u64);
         into.add("spaces", "found", known);
         into.add("spaces", "new", unknown);

@@ -80,6 +80,10 @@ pub(crate) struct Stubs {
     /// Called with the address in R11 of a store of at most 1 << n bytes in one page, where the view has no entry for it: returns
     /// in RCX what is to be added to the address, for this store only, or leaves.
     pub(crate) store: [u64; 7],
+    /// Called with a value for CR3, or the operand of an INVLPG, in R11, and the number of the running code's cell in the context.
+    /// Return with RCX zero, or leave.
+    pub(crate) load_root: u64,
+    pub(crate) drop_address: u64,
     /// Called where an instruction is for the reference engine. Doesn't return.
     pub(crate) interpret: u64,
     /// The signal handler's.
@@ -109,6 +113,8 @@ impl Stubs {
             store,
             cross,
             cross_narrow,
+            load_root,
+            drop_address,
             interpret,
             fault,
             vector,
@@ -129,6 +135,8 @@ impl Stubs {
             (cross[0], "cross_read"),
             (cross[1], "cross_write"),
             (cross_narrow, "cross_narrow"),
+            (load_root, "load_root"),
+            (drop_address, "drop_address"),
             (interpret, "interpret"),
             (fault, "fault"),
             (vector, "vector"),
@@ -205,6 +213,10 @@ pub(crate) enum Want {
     CrossingRead,
     /// A way to write them.
     CrossingWrite,
+    /// The address as CR3's value.
+    LoadRoot,
+    /// INVLPG of the address.
+    DropAddress,
 }
 
 /// A stub that calls Rust's `fill` with the address in R11 and returns what it returned in RCX, or leaves if that was zero. R11 is
@@ -303,6 +315,8 @@ pub(crate) fn write(code: &mut CodeMemory, avx: bool, xsaveopt: bool) -> Stubs {
 
     stubs.fill_read = call_rust(&mut asm, Want::Read, vzeroupper, xsaveopt);
     stubs.fill_write = call_rust(&mut asm, Want::Write, vzeroupper, xsaveopt);
+    stubs.load_root = call_rust(&mut asm, Want::LoadRoot, vzeroupper, xsaveopt);
+    stubs.drop_address = call_rust(&mut asm, Want::DropAddress, vzeroupper, xsaveopt);
     for write in [false, true] {
         let want = if write { Want::CrossingWrite } else { Want::CrossingRead };
         let slow = call_rust(&mut asm, want, vzeroupper, xsaveopt);

@@ -90,7 +90,7 @@ impl TranslatedVcpu {
         for user in [false, true] {
             cache.forget_targets(user, &mut context);
         }
-        let filler = Filler::new(core, memory.clone(), shared, fsgsbase);
+        let filler = Filler::new(core, memory.clone(), shared, fsgsbase, options.check_entries);
         let fixed = context.get();
         fixed.fill = Filler::entry();
         fixed.proceed = kicker.word().as_ptr() as u64;
@@ -370,21 +370,7 @@ impl TranslatedVcpu {
 
     /// Takes notice of what the guest, other vCPUs and devices have invalidated.
     fn catch_up(&mut self) {
-        if self.filler.core.has_dropped() {
-            let dropped = self.filler.core.take_dropped();
-            let [all, local, addresses] = &mut self.counts.dropped;
-            *all += u64::from(dropped.all);
-            *local += u64::from(!dropped.all && dropped.local);
-            *addresses += if dropped.all { 0 } else { dropped.addresses.len() as u64 };
-            let (cells, context) = (&mut self.cache.cells, &mut self.context);
-            for &address in &dropped.addresses {
-                self.filler.drop_address(address);
-                cells.doubt_address(address, context);
-            }
-            if dropped.all || dropped.local {
-                self.spaces.renew(dropped.all, &mut self.filler, cells, context);
-            }
-        }
+        self.spaces.catch_up(&mut self.filler, &mut self.cache.cells, &mut self.context);
         if self.memory.epoch() != self.writes_seen {
             self.check_written();
         }
@@ -472,6 +458,7 @@ impl TranslatedVcpu {
             fault_stub: self.cache.stubs.fault,
             argument: &raw mut self.context.get().argument,
         };
+        self.filler.lend(&raw mut self.cache.cells, &raw mut self.spaces, self.writes_seen);
         self.filler.run(self.cache.stubs.enter, self.context.pointer(), io, running);
         self.writer.leave();
         self.counts.entries += 1;

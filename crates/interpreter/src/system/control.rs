@@ -56,7 +56,7 @@ impl Cpu {
         Ok(())
     }
 
-    fn write_cr3(&mut self, value: u64, io: &mut dyn Platform) -> Step {
+    pub(crate) fn write_cr3(&mut self, value: u64, io: &mut dyn Platform) -> Step {
         let pcid = self.state.cr4 & cr4::PCIDE != 0;
         let value = if pcid { value & !NO_FLUSH } else { value };
         if self.long_mode && value & !self.physical_mask() != 0 {

@@ -189,6 +189,6 @@ fn mov(instruction: &Instruction) -> Option<Handler> {
 
 /// What serializing instructions do to memory order: every store before is visible to all before anything after is done
 /// (SDM 3A 8.3).
-fn serialize() {
+pub(crate) fn serialize() {
     std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
 }

@@ -344,6 +344,22 @@ fn golden_system() {
 }
 
 #[test]
+fn golden_invalidation() {
+    check(
+        "invalidation",
+        KERNEL,
+        false,
+        &[
+            &[0x0f, 0x22, 0xd8],             // mov cr3, rax
+            &[0x41, 0x0f, 0x22, 0xdb],       // mov cr3, r11
+            &[0x0f, 0x01, 0x3f],             // invlpg [rdi]
+            &[0x65, 0x0f, 0x01, 0x7f, 0x08], // invlpg gs:[rdi+8]
+            &[0x0f, 0x22, 0xe0],             // mov cr4, rax
+        ],
+    );
+}
+
+#[test]
 fn golden_strings() {
     check(
         "strings",

@@ -3,7 +3,7 @@
 //! IF and AC are words of their own in the context. Setting IF may let an event in: unless the context says that none can be
 //! waiting (`calm`), the reference executes the instruction.
 
-use super::{Address, Emitted, Emitter, Flow, NotEmitted, host, number};
+use super::{Address, Emitted, Emitter, Flow, NotEmitted, Request, host, number};
 use crate::asm::*;
 use crate::context::{Context, field, gpr, gs, segment_base};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
@@ -83,7 +83,11 @@ impl Emitter<'_> {
                 let rcx = host(1).expect("RCX has a host register");
                 self.asm.load_gs32(rcx, field!(tsc_aux));
             }
+            Mnemonic::Mov if instruction.op0_register() == Register::CR3 => {
+                return self.load_root(instruction);
+            }
             Mnemonic::Mov => return self.move_system(instruction),
+            Mnemonic::Invlpg => return self.drop_address(instruction),
             _ => return Err(NotEmitted),
         }
         Ok(Flow::Next)
@@ -116,6 +120,51 @@ impl Emitter<'_> {
         self.asm.rorx(RDX, RAX, 32);
         self.asm.mov32(RDX, RDX);
         self.asm.mov32(RAX, RAX);
+    }
+
+    /// ```text
+    /// mov cr3,rax
+    ///   mov r11,rax
+    ///   mov qword ptr gs:[fill_bytes],0          the code's cell
+    ///   call load_root
+    /// ```
+    fn load_root(&mut self, instruction: &Instruction) -> Emitted {
+        let Request { mode, cell, second_cell, stubs, .. } = *self.request;
+        if mode.user || second_cell.is_some() {
+            return Err(NotEmitted);
+        }
+        self.window = None;
+        let value = self.read_guest(number(instruction.op1_register()), R11);
+        if mode.long {
+            if value != R11 {
+                self.asm.mov(R11, value);
+            }
+        } else {
+            self.asm.mov32(R11, value);
+        }
+        self.asm.store_immediate(Size::B8, Mem::Gs(field!(fill_bytes)), cell as i32);
+        self.asm.call(stubs.load_root);
+        Ok(Flow::Next)
+    }
+
+    /// ```text
+    /// invlpg [rdi+8]
+    ///   lea r11,[rdi+8]
+    ///   mov qword ptr gs:[fill_bytes],0          the code's cell
+    ///   call drop_address
+    /// ```
+    fn drop_address(&mut self, instruction: &Instruction) -> Emitted {
+        let Request { mode, cell, second_cell, stubs, .. } = *self.request;
+        if mode.user || second_cell.is_some() {
+            return Err(NotEmitted);
+        }
+        self.can_address(instruction)?;
+        self.window = None;
+        let address = self.address(instruction, 0);
+        address.to_r11(&mut self.asm);
+        self.asm.store_immediate(Size::B8, Mem::Gs(field!(fill_bytes)), cell as i32);
+        self.asm.call(stubs.drop_address);
+        Ok(Flow::Next)
     }
 
     /// MOV from a segment or control register.

@@ -4,14 +4,17 @@
 //! Translated code gets its address; while it runs, nobody else uses the filler.
 
 use crate::cache::Place;
+use crate::cells::Cells;
 use crate::context::Context;
-use crate::raw::enter::enter;
+use crate::raw::enter::{ContextCell, enter};
 use crate::raw::signals::{self, Running};
+use crate::spaces::Spaces;
 use crate::stubs::Want;
 use engine::{Counters, Platform};
 use interpreter::{Core, Prober, Viewer};
 use memory::{GuestMemory, RamOffset};
 use shadow::{Fill, Shared, View};
+use std::collections::HashSet;
 use std::ptr::NonNull;
 use x86::Rflags;
 use x86::control::cr4;
@@ -34,6 +37,9 @@ pub(crate) struct Filler {
     io: Option<NonNull<dyn Platform>>,
     /// The running vCPU's, during a run.
     context: *mut Context,
+    lent: Option<Lent>,
+    /// Where entries are checked: pages that have had one, by view.
+    ever: Option<HashSet<(usize, u64)>>,
     pub(crate) fills: u64,
     /// User code may set GS.
     fsgsbase: bool,
@@ -43,7 +49,13 @@ pub(crate) struct Filler {
 unsafe impl Send for Filler {}
 
 impl Filler {
-    pub(crate) fn new(core: Core, memory: GuestMemory, shared: Shared, fsgsbase: bool) -> Box<Self> {
+    pub(crate) fn new(
+        core: Core,
+        memory: GuestMemory,
+        shared: Shared,
+        fsgsbase: bool,
+        check: bool,
+    ) -> Box<Self> {
         Box::new(Self {
             fsgsbase,
             core,
@@ -54,6 +66,8 @@ impl Filler {
             shared,
             io: None,
             context: std::ptr::null_mut(),
+            lent: None,
+            ever: check.then(HashSet::new),
             fills: 0,
         })
     }
@@ -113,6 +127,12 @@ impl Filler {
         self.views[self.current].is_some()
     }
 
+    /// What instructions that invalidate translations need, for the next [`Filler::run`]. They belong to whoever calls that, and
+    /// may not be touched until it has come back. `writes_seen`: position in the memory's log of writes that is known.
+    pub(crate) fn lend(&mut self, cells: *mut Cells, spaces: *mut Spaces, writes_seen: u64) {
+        self.lent = Some(Lent { cells, spaces, writes_seen });
+    }
+
     /// Runs translated code until it leaves.
     pub(crate) fn run(&mut self, stub: u64, context: *mut Context, io: &mut dyn Platform, running: Running) {
         let Some(view) = &self.views[self.current] else { return };
@@ -132,6 +152,7 @@ impl Filler {
         }
         signals::set_running(None);
         self.io = None;
+        self.lent = None;
     }
 
     /// Drops what the views hold of one linear address.
@@ -159,7 +180,32 @@ impl Filler {
 
     /// The tables that are in force, and the views.
     pub(crate) fn parts(&mut self) -> (Prober<'_>, Views<'_>) {
-        (self.core.prober(), Views { views: &mut self.views, memory: &self.memory })
+        let views = Views { views: &mut self.views, memory: &self.memory, ever: self.ever.as_mut() };
+        (self.core.prober(), views)
+    }
+
+    /// Compares what the views hold of the address space that has just been entered with fresh walks. What is global may be older,
+    /// unless everything has just been dropped (`all`).
+    ///
+    /// # Panics
+    /// Where they differ.
+    pub(crate) fn check(&self, all: bool) {
+        let Some(ever) = &self.ever else { return };
+        let mut prober = self.core.prober();
+        for &(number, page) in ever {
+            let Some(view) = &self.views[number] else { continue };
+            let (read, write) = (view.read_entry(page), view.write_entry(page));
+            let found = prober.probe(page, viewer(number));
+            if read == 0 {
+                assert_eq!(write, 0, "a page that can be written can be read: {page:#x}");
+            } else if all || found.is_some_and(|found| !found.global) {
+                let fresh = found.filter(|found| found.read).map(|found| self.memory.host_address(found.ram));
+                assert_eq!(fresh, Some(read.wrapping_add(page)), "view {number}, page {page:#x}");
+                assert!(write == 0 || write == read, "view {number}, page {page:#x}: two places");
+                let writable = found.is_some_and(|found| found.write);
+                assert!(write == 0 || writable, "view {number}, page {page:#x} isn't writable");
+            }
+        }
     }
 
     pub(crate) fn drop_everything(&mut self) {
@@ -208,6 +254,7 @@ impl Filler {
             return 0;
         }
         let Some(view) = &mut self.views[self.current] else { return 0 };
+        note(self.ever.as_mut(), self.current, address & !0xfff);
         self.fills += 1;
         let fill = Fill {
             page: address & !0xfff,
@@ -229,6 +276,31 @@ impl Filler {
         view.fill(&fill);
         // A page whose host and guest address are equal has no entry.
         if write { view.write_entry(address) } else { view.read_entry(address) }
+    }
+
+    /// Executes MOV to CR3, or INVLPG. 0: the reference has to, once more; neither minds. `cell`: that of the code which asks.
+    fn invalidate(&mut self, operand: u64, root: bool, cell: u32) -> u64 {
+        let (Some(lent), Some(mut io)) = (self.lent, self.io) else { return 0 };
+        // They serialize: code that others have changed must not run any more.
+        if self.memory.epoch() != lent.writes_seen {
+            return 0;
+        }
+        if root {
+            // SAFETY: set by `run`, which is on this thread's stack below and doesn't use it meanwhile.
+            if !self.core.load_root(operand, unsafe { io.as_mut() }) {
+                return 0;
+            }
+            // SAFETY: set by `run`; translated code waits for this function.
+            unsafe { (*self.context).control[3] = self.core.state().cr3 };
+        } else {
+            self.core.drop_address(operand);
+        }
+        let mut context = ContextCell::new(&self.shared);
+        // SAFETY: `lend` says that nobody else uses them during a run, and they are no part of this.
+        let (cells, spaces) = unsafe { (&mut *lent.cells, &mut *lent.spaces) };
+        spaces.catch_up_inside(self, cells, &mut context);
+        // Translated code goes on without looking at its own page's cell.
+        u64::from(cells.is_valid(cell))
     }
 
     /// A way to access `bytes` at an address from which they cross into the next page: 0 for none, 1 if both pages lie in RAM as they
@@ -275,21 +347,45 @@ impl Filler {
     }
 }
 
+/// See [`Filler::lend`].
+#[derive(Clone, Copy)]
+struct Lent {
+    cells: *mut Cells,
+    spaces: *mut Spaces,
+    writes_seen: u64,
+}
+
 /// All views of a vCPU, to be filled in advance.
 pub(crate) struct Views<'a> {
     views: &'a mut [Option<View>; VIEWS],
     memory: &'a GuestMemory,
+    ever: Option<&'a mut HashSet<(usize, u64)>>,
+}
+
+/// As whom a view sees.
+fn viewer(view: usize) -> Viewer {
+    match view {
+        USER => Viewer::User,
+        SUPERVISOR => Viewer::Supervisor,
+        _ => Viewer::SupervisorOpen,
+    }
+}
+
+/// Notes a page that gets an entry, if entries are checked; not more than can be checked in reasonable time.
+fn note(ever: Option<&mut HashSet<(usize, u64)>>, view: usize, page: u64) {
+    const MOST: usize = 4096;
+    if let Some(ever) = ever
+        && ever.len() < MOST
+    {
+        ever.insert((view, page));
+    }
 }
 
 impl Views<'_> {
     /// Enters a page if the tables that are in force allow it without anything being set in them.
     pub(crate) fn enter(&mut self, prober: &mut Prober<'_>, view: usize, page: u64) -> bool {
-        let viewer = match view {
-            USER => Viewer::User,
-            SUPERVISOR => Viewer::Supervisor,
-            _ => Viewer::SupervisorOpen,
-        };
-        let (Some(view), Some(found)) = (&mut self.views[view], prober.probe(page, viewer)) else {
+        note(self.ever.as_deref_mut(), view, page);
+        let (Some(view), Some(found)) = (&mut self.views[view], prober.probe(page, viewer(view))) else {
             return false;
         };
         view.fill(&Fill {
@@ -332,6 +428,10 @@ extern "sysv64" fn fill(filler: *mut Filler, address: u64, want: u64) -> u64 {
                 let bytes = (*filler.context).fill_bytes;
                 filler.fill(address, bytes)
             }
+            LOAD_ROOT | DROP_ADDRESS => {
+                let cell = (*filler.context).fill_bytes as u32;
+                filler.invalidate(address, want == LOAD_ROOT, cell)
+            }
             _ => {
                 let bytes = (*filler.context).cross_size;
                 filler.cross(address, bytes, want == CROSSING_WRITE)
@@ -343,6 +443,8 @@ extern "sysv64" fn fill(filler: *mut Filler, address: u64, want: u64) -> u64 {
 const READ: u64 = Want::Read as u64;
 const WRITE: u64 = Want::Write as u64;
 const STORE: u64 = Want::Store as u64;
+const LOAD_ROOT: u64 = Want::LoadRoot as u64;
+const DROP_ADDRESS: u64 = Want::DropAddress as u64;
 /// Stores of any length, so that the page needs an entry.
 const WHOLE_PAGE: u64 = 4096;
 const CROSSING_WRITE: u64 = Want::CrossingWrite as u64;
