@@ -44,6 +44,8 @@ pub(crate) struct Cells {
     at: Box<[u16; FILTER]>,
     /// How many of them lie in large pages, by region.
     large: [u32; REGIONS],
+    /// Supervisor code's that were invalidated while translated code waited, if it does.
+    lost: Option<Vec<u32>>,
 }
 
 impl Cells {
@@ -55,7 +57,20 @@ impl Cells {
             valid: [Vec::new(), Vec::new()],
             at: Box::new([0; FILTER]),
             large: [0; REGIONS],
+            lost: None,
         }
+    }
+
+    /// Translated code waits for an invalidation: what is done from here on is told by [`Cells::has_lost`].
+    pub(crate) fn begin_inside(&mut self) {
+        self.lost = Some(Vec::new());
+    }
+
+    /// Whether supervisor code lies in a page, known to be mapped when [`Cells::begin_inside`] was called, that isn't now. Returns come
+    /// back to code without looking at its cell.
+    pub(crate) fn has_lost(&mut self) -> bool {
+        let lost = self.lost.take().unwrap_or_default();
+        lost.into_iter().any(|cell| !self.is_valid(cell))
     }
 
     /// The cell of the page that `rip` lies in, made if need be. `None`: all are in use.
@@ -147,6 +162,11 @@ impl Cells {
     fn clear(&mut self, cell: u32, context: &mut ContextCell) {
         let entry = &mut self.cells[cell as usize];
         if std::mem::take(&mut entry.valid) {
+            if !entry.user
+                && let Some(lost) = &mut self.lost
+            {
+                lost.push(cell);
+            }
             self.at[filter(entry.page)] -= 1;
             self.large[region(entry.page)] -= u32::from(entry.large);
             context.set_half(CELLS, cell as usize, 0);
