@@ -298,9 +298,14 @@ impl Filler {
         let mut context = ContextCell::new(&self.shared);
         // SAFETY: `lend` says that nobody else uses them during a run, and they are no part of this.
         let (cells, spaces) = unsafe { (&mut *lent.cells, &mut *lent.spaces) };
+        cells.begin_inside();
         spaces.catch_up_inside(self, cells, &mut context);
-        // Translated code goes on without looking at its own page's cell.
-        u64::from(cells.is_valid(cell))
+        // User code's returns would come back to pages without looking at their cells: they start over.
+        // SAFETY: set by `run`; translated code waits for this function.
+        unsafe { (*self.context).user_stack = (*self.context).stack_starts[1] };
+        // Supervisor code's do, and translated code goes on without looking at its own page's cell.
+        let lost = cells.has_lost();
+        u64::from(!lost && cells.is_valid(cell))
     }
 
     /// A way to access `bytes` at an address from which they cross into the next page: 0 for none, 1 if both pages lie in RAM as they
