@@ -26,7 +26,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     // The tests may look everywhere.
     (
         "conformance",
-        &["chipset", "control", "engine", "interpreter", "machine", "memory", "translator", "x86"],
+        &["chipset", "control", "disk", "engine", "interpreter", "machine", "memory", "translator", "x86"],
     ),
     ("xtask", &[]),
 ];

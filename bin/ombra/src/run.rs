@@ -145,6 +145,7 @@ fn cmdline(flags: &Run, mode: Option<Mode>, kernel: &Path) -> String {
 fn initramfs(flags: &Run, mode: Option<Mode>, kernel: &Path) -> Result<Option<Initramfs>> {
     let Some(mode) = mode else { return Ok(flags.initramfs.clone().map(Initramfs::File)) };
     let shell = ["sh".to_owned(), "-l".to_owned()];
+    let modules = modules(flags, kernel)?;
     let term = std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned());
     let archive = initramfs::build(&Contents {
         mode,
@@ -152,7 +153,7 @@ fn initramfs(flags: &Run, mode: Option<Mode>, kernel: &Path) -> Result<Option<In
         environment: &[format!("TERM={term}"), "PS1=ombra:\\w# ".to_owned()],
         size: terminal::size(),
         busybox: &find::busybox()?,
-        modules: &modules(flags, kernel)?,
+        modules: &modules,
     })
     .context("can't build the guest's initramfs")?;
     Ok(Some(Initramfs::Bytes(archive)))

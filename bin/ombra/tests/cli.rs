@@ -325,3 +325,51 @@ fn guest_kernel() -> Option<PathBuf> {
     }
     Some(kernel)
 }
+
+#[test]
+fn disks_that_can_not_be_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = file(folder.path(), "kernel", &[0; 4096]);
+    let name = |path: &Path| path.to_str().unwrap().to_owned();
+    let empty = name(&file(folder.path(), "empty", &[1; 100]));
+    let qcow2 = name(&file(folder.path(), "image", &[b"QFI\xfb".as_slice(), &[0; 1020]].concat()));
+    let raw = name(&file(folder.path(), "raw", &[0; 4096]));
+    let this = name(folder.path());
+    let nothing = format!("{this}/nothing");
+    for (disk, hint) in [
+        (nothing.as_str(), nothing.as_str()),
+        (&this, "neither a file nor a block device"),
+        ("/dev/null", "neither a file nor a block device"),
+        (&empty, "empty"),
+        (&qcow2, "say format=qcow2"),
+        (&format!("{qcow2},format=qcow2"), "qcow2 image"),
+        (&format!("{raw},format=qcow2"), "no qcow2 image"),
+    ] {
+        // A folder can't be opened for writing, and read it is none.
+        let readonly = if disk == this { format!("{disk},readonly=on") } else { disk.to_owned() };
+        refused(&mut with_kernel(&kernel, &["--disk", &readonly]), FAILED, hint);
+    }
+    for (disk, hint) in [
+        ("", "wants a file"),
+        ("readonly=on", "wants a file"),
+        ("a,format=vmdk", "vmdk"),
+        ("a,nonsense", "nonsense"),
+        ("a,readonly=on,snapshot=on", "either"),
+    ] {
+        refused(&mut with_kernel(&kernel, &["--disk", disk]), USAGE, hint);
+    }
+    refused(&mut with_kernel(&kernel, &["--disk", &raw, "--disk", &raw]), FAILED, "in use");
+    let mut many = with_kernel(&kernel, &[]);
+    for number in 0..17 {
+        many.arg("--disk").arg(file(folder.path(), &format!("disk{number}"), &[0; 512]));
+    }
+    refused(&mut many, FAILED, "16");
+}
+
+#[test]
+fn a_module_that_is_not_there_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = file(folder.path(), "kernel", &[0; 4096]);
+    let mut command = with_kernel(&kernel, &["--module", "no_such_module", "--", "true"]);
+    refused(&mut command, FAILED, "no_such_module");
+}

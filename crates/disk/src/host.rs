@@ -1,6 +1,8 @@
 //! A file or block device of the host, open and locked.
 
 use crate::{Format, OpenError, SECTOR_BYTES};
+use rustix::fs::{FlockOperation, fcntl_lock};
+use rustix::io::Errno;
 use std::fs::{self, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
@@ -45,6 +47,15 @@ impl File {
             Err(TryLockError::Error(error)) => {
                 tracing::debug!("{}: can't be locked: {error}", path.display());
             }
+        }
+        // QEMU doesn't know flock: it locks single bytes, which a lock on all of them keeps it from, and shows.
+        let operation = if writable {
+            FlockOperation::NonBlockingLockExclusive
+        } else {
+            FlockOperation::NonBlockingLockShared
+        };
+        if let Err(Errno::AGAIN | Errno::ACCESS) = fcntl_lock(&file, operation) {
+            return Err(OpenError::Locked { file: path.to_owned(), writable });
         }
         let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
         if len < SECTOR_BYTES {

@@ -19,8 +19,8 @@
 //! it names are not opened.
 //!
 //! # Locks
-//! An image is locked (flock) while it is open: exclusively for writing, shared for reading, as are the images that it is backed by. In
-//! `qcow2`: discarding excludes other requests of the same image.
+//! An image is locked while it is open: exclusively for writing, shared for reading, as are the images that it is backed by. Twice: by
+//! flock, which also tells two disks of one process apart, and by a record lock, which QEMU respects. In `qcow2`: discarding excludes other requests of the same image.
 //!
 //! # Threads
 //! None.

@@ -8,6 +8,7 @@
 
 mod archive;
 mod commands;
+mod disks;
 mod jits;
 mod kernels;
 mod lifecycle;
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
     let binary = std::env::var_os("OMBRA_BIN").map(PathBuf::from).filter(|path| path.is_file());
     let folder = cache.join("guests");
     let tests =
-        [kernels::TESTS, commands::TESTS, lifecycle::TESTS, terminals::TESTS, patching::TESTS, jits::TESTS];
+        [kernels::TESTS, commands::TESTS, lifecycle::TESTS, terminals::TESTS, patching::TESTS, jits::TESTS, disks::TESTS];
     let mut trials = Vec::new();
     for &(name, files, test) in tests.into_iter().flatten() {
         let missing = match &binary {

@@ -66,8 +66,30 @@ pub(crate) fn run(command: &mut Command, until: Option<&str>) -> Ended {
     run_for(command, until.map(|mark| (mark, 1)), PATIENCE)
 }
 
+/// Runs until the process ends; does something when `mark` has appeared on stdout.
+pub(crate) fn run_and(command: &mut Command, mark: &str, does: impl FnOnce()) -> Ended {
+    let mut does = Some(does);
+    watch(command, None, PATIENCE, |stdout| {
+        if stdout.windows(mark.len()).any(|window| window == mark.as_bytes())
+            && let Some(does) = does.take()
+        {
+            does();
+        }
+    })
+}
+
 /// As [`run`], until `until` has appeared so many times, for a guest that may take longer.
 pub(crate) fn run_for(command: &mut Command, until: Option<(&str, usize)>, patience: Duration) -> Ended {
+    watch(command, until, patience, |_| ())
+}
+
+/// The same; `look` gets all of stdout whenever there is more of it.
+fn watch(
+    command: &mut Command,
+    until: Option<(&str, usize)>,
+    patience: Duration,
+    mut look: impl FnMut(&[u8]),
+) -> Ended {
     let start = Instant::now();
     let mut child = command.spawn().expect("the binary starts");
     let mut errors = child.stderr.take().expect("piped");
@@ -91,6 +113,7 @@ pub(crate) fn run_for(command: &mut Command, until: Option<(&str, usize)>, patie
         let before = stdout.len();
         stdout.extend(piece);
         times.push((stdout.len(), at));
+        look(&stdout);
         if let Some((mark, often)) = until {
             // A mark may have begun in the piece before.
             let from = before.saturating_sub(mark.len() - 1);
