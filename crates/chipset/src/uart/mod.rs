@@ -6,10 +6,14 @@
 //!
 //! Transmission takes no time: what is written to the holding register is out at once, through a [`ByteSink`] on the vCPU's thread.
 //! The "holding register empty" interrupt behaves as if it had just become empty. Only when the sink says that it has no room is
-//! the transmitter busy, until [`Uart::output_room`]; what is sent meanwhile goes to the sink all the same. Input is given by [`Uart::receive`], which takes
-//! what the FIFO has room for; when it took less and the guest has read all, [`InputRoom::room`] is called (with the chip's
-//! lock held: it takes a note). Input below the trigger level is reported as a character timeout at once, since the sender has
-//! nothing more to say at that moment.
+//! the transmitter busy, until [`Uart::output_room`]; what is sent meanwhile goes to the sink all the same.
+//!
+//! Input is given by [`Uart::receive`], which takes what the FIFO has room for and a burst more that is still *on the cable*. When
+//! the guest has emptied the FIFO and has seen that it is empty, the next bytes come from there at once, on the guest's own
+//! thread: waking the feeder for sixteen bytes would take longer than reading them. When it took less than it was given and the guest
+//! has read all, [`InputRoom::room`] is called (with the chip's lock held: it takes a note). The pause after a burst is what lets a
+//! driver with flow control take its buffers away before they are full. Input below the trigger level is reported as a character
+//! timeout at once, since the sender has nothing more to say at that moment.
 //!
 //! The sender minds RTS once the guest has shown that it uses it, by lowering RTS while DTR stays: that is a driver with flow control
 //! whose buffers are full. Drivers that never raise RTS, or hang up, get their input all the same.
@@ -65,12 +69,18 @@ struct State {
     /// Bytes at which a "received" interrupt comes: 1, 4, 8 or 14.
     trigger: u8,
     received: VecDeque<u8>,
+    /// Sent, but not yet received: at most [`BURST`].
+    cable: VecDeque<u8>,
     overrun: bool,
     /// The guest asked the sender to wait.
     held_off: bool,
     /// The "transmitter empty" interrupt waits to be seen.
     empty_pending: bool,
 }
+
+/// Bytes that may be on the cable. Reading them takes a driver in a guest about a millisecond, and drivers have buffers for
+/// several times as many.
+const BURST: usize = 1024;
 
 /// What the other end of the cable says: it is there and ready.
 const CONNECTED: ModemStatus = ModemStatus::CTS.union(ModemStatus::DSR).union(ModemStatus::DCD);
@@ -87,6 +97,7 @@ impl State {
             fifos: false,
             trigger: 1,
             received: VecDeque::new(),
+            cable: VecDeque::new(),
             overrun: false,
             held_off: false,
             empty_pending: false,
@@ -175,6 +186,13 @@ impl State {
         !self.modem_control.contains(ModemControl::LOOPBACK) && !self.held_off
     }
 
+    /// What is on the cable arrives, as far as there is room.
+    fn take_from_cable(&mut self) {
+        let room = if self.listens() { self.capacity().saturating_sub(self.received.len()) } else { 0 };
+        let count = room.min(self.cable.len());
+        self.received.extend(self.cable.drain(..count));
+    }
+
     /// A byte arrives over the loop.
     fn loop_back(&mut self, byte: u8) {
         if self.received.len() < self.capacity() {
@@ -193,6 +211,8 @@ pub struct Uart {
     room: Option<Arc<dyn InputRoom>>,
     /// The feeder was turned away and waits for room.
     turned_away: bool,
+    /// The guest has seen that nothing is received since it was so.
+    seen_empty: bool,
     /// The sink has no room: the holding register is not empty. Not part of the state: another machine's sink has room.
     busy: bool,
     quiesced: bool,
@@ -204,20 +224,32 @@ impl Uart {
     /// A port after power-up, connected to something that is ready. `room` hears when input can go on.
     #[must_use]
     pub fn new(irq: Line, output: Box<dyn ByteSink>, room: Option<Arc<dyn InputRoom>>) -> Self {
-        Self { irq, output, room, turned_away: false, busy: false, quiesced: false, state: State::new() }
+        Self {
+            irq,
+            output,
+            room,
+            turned_away: false,
+            seen_empty: true,
+            busy: false,
+            quiesced: false,
+            state: State::new(),
+        }
     }
 
     /// Takes input; returns how many bytes there was room for. In loopback there is none: the port doesn't hear the cable. Nor
     /// while the guest holds the sender off.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
         let room = if self.state.listens() {
-            self.state.capacity().saturating_sub(self.state.received.len())
+            // With nothing on the cable what has room goes into the FIFO at once.
+            let fifo = self.state.capacity().saturating_sub(self.state.received.len());
+            (if self.state.cable.is_empty() { fifo } else { 0 }) + BURST - self.state.cable.len()
         } else {
             0
         };
         let taken = room.min(bytes.len());
-        self.state.received.extend(&bytes[..taken]);
+        self.state.cable.extend(&bytes[..taken]);
         self.turned_away |= taken < bytes.len();
+        self.state.take_from_cable();
         self.sync();
         taken
     }
@@ -230,12 +262,17 @@ impl Uart {
         }
     }
 
-    /// Derives the line from the state, and calls the feeder back.
+    /// Derives the line from the state, takes what is on the cable, and calls the feeder back.
     fn sync(&mut self) {
-        if !self.quiesced {
-            self.irq.set(self.state.interrupt() != spec::NONE);
+        self.drive();
+        if !self.state.listens() || !self.state.received.is_empty() {
+            return;
         }
-        if self.turned_away && self.state.listens() && self.state.received.is_empty() {
+        // Without FIFOs a driver need not look whether there is more.
+        if !self.state.cable.is_empty() && (self.seen_empty || !self.state.fifos) {
+            self.state.take_from_cable();
+            self.drive();
+        } else if self.turned_away && self.state.cable.is_empty() {
             self.turned_away = false;
             if let Some(room) = &self.room {
                 room.room();
@@ -243,7 +280,15 @@ impl Uart {
         }
     }
 
+    fn drive(&self) {
+        if !self.quiesced {
+            self.irq.set(self.state.interrupt() != spec::NONE);
+        }
+    }
+
     fn read_register(&mut self, offset: u64) -> u8 {
+        // Line status and interrupt identification say so.
+        self.seen_empty = self.state.received.is_empty() && (self.seen_empty || matches!(offset, 2 | 5));
         let state = &mut self.state;
         let divisor = state.line_control & DLAB != 0;
         match offset {
@@ -304,6 +349,8 @@ impl Uart {
             // Line and modem status are read-only.
             _ => {}
         }
+        // Who clears the FIFO or listens again waits for an interrupt.
+        self.seen_empty |= self.state.received.is_empty();
     }
 }
 
@@ -344,7 +391,10 @@ impl Device for Uart {
     }
     fn restore(&mut self, saved: &Saved) -> Result<(), RestoreError> {
         let state: State = decode("uart", saved)?;
-        if state.received.len() > state.capacity() || !matches!(state.trigger, 1 | 4 | 8 | 14) {
+        if state.received.len() > state.capacity()
+            || state.cable.len() > BURST
+            || !matches!(state.trigger, 1 | 4 | 8 | 14)
+        {
             return Err(RestoreError::Impossible { device: "uart", what: "no such FIFO" });
         }
         self.state = state;

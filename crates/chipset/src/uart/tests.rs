@@ -103,21 +103,79 @@ fn input_below_the_trigger_is_a_timeout_and_above_it_is_data() {
 }
 
 #[test]
-fn a_full_fifo_turns_input_away_and_asks_for_more_when_it_is_empty() {
+fn a_full_cable_turns_input_away_and_asks_for_more_when_it_is_empty() {
     let mut b = bench();
-    assert_eq!(b.uart.receive(b"ab"), 1, "one byte without FIFOs");
     b.put(2, 0x01);
-    assert_eq!(b.room.0.load(Ordering::Relaxed), 1, "switching them on empties the register");
-    assert_eq!(b.uart.receive(&[7; 20]), 16);
-    for _ in 0..15 {
+    assert_eq!(b.uart.receive(&[7; 2000]), 16 + BURST);
+    for _ in 0..BURST + 15 {
+        assert_eq!(b.room.0.load(Ordering::Relaxed), 0);
+        b.get(5);
+        assert_eq!(b.get(5) & 1, 1);
         b.get(0);
     }
-    assert_eq!(b.room.0.load(Ordering::Relaxed), 1);
+    assert_eq!(b.room.0.load(Ordering::Relaxed), 0);
     b.get(0);
-    assert_eq!(b.room.0.load(Ordering::Relaxed), 2);
+    assert_eq!(b.room.0.load(Ordering::Relaxed), 1);
     b.uart.receive(&[7; 3]);
     b.put(2, 0x03);
     assert_eq!(b.get(5) & 1, 0, "the receiver was cleared");
+}
+
+#[test]
+fn the_fifo_fills_again_from_the_cable_once_the_guest_has_seen_it_empty_with_an_edge_each_time() {
+    let mut b = bench();
+    b.put(2, 0x01);
+    b.put(1, 0x01);
+    let bytes: Vec<u8> = (0..40).collect();
+    assert_eq!(b.uart.receive(&bytes), 40);
+    assert_eq!(b.wires.edges(4), 1);
+    let mut got = Vec::new();
+    let read_all = |b: &mut Bench, got: &mut Vec<u8>| {
+        while b.get(5) & 1 != 0 {
+            got.push(b.get(0));
+        }
+    };
+    for (edges, total) in [(2, 16), (3, 32), (3, 40), (3, 40)] {
+        read_all(&mut b, &mut got);
+        assert_eq!((b.wires.edges(4), got.len()), (edges, total));
+    }
+    assert_eq!(got, bytes);
+    assert!(!b.wires.high(4));
+}
+
+#[test]
+fn without_fifos_each_byte_has_an_interrupt_of_its_own() {
+    let mut b = bench();
+    b.put(1, 0x01);
+    assert_eq!(b.uart.receive(b"abc"), 3);
+    for (edges, byte) in [(1, b'a'), (2, b'b'), (3, b'c')] {
+        assert_eq!(b.wires.edges(4), edges);
+        assert_eq!(b.get(0), byte);
+    }
+    assert!(!b.wires.high(4));
+}
+
+#[test]
+fn what_is_on_the_cable_survives_clearing_the_fifo_and_waits_for_rts() {
+    let mut b = bench();
+    b.put(2, 0x01);
+    b.put(4, 0x0b);
+    b.put(1, 0x01);
+    assert_eq!(b.uart.receive(&[vec![1; 16], vec![2; 16], vec![3; 16]].concat()), 48);
+    b.put(2, 0x03);
+    assert!(b.wires.high(4));
+    for _ in 0..16 {
+        assert_eq!(b.get(0), 2);
+    }
+    b.put(4, 0x09);
+    assert_eq!(b.get(5) & 1, 0);
+    assert_eq!(b.get(5) & 1, 0, "held off");
+    assert!(!b.wires.high(4));
+    let saved = b.uart.save();
+    b.uart.restore(&saved).expect("its own format");
+    b.put(4, 0x0b);
+    assert!(b.wires.high(4));
+    assert_eq!(b.get(0), 3);
 }
 
 #[test]
