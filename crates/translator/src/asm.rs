@@ -356,10 +356,24 @@ impl Asm {
         Hole8(self.bytes.len() - 1)
     }
 
+    /// A jump; gives the offset of its 32-bit displacement.
+    pub(crate) fn jump_near(&mut self) -> usize {
+        self.jump(self.here());
+        self.len() - 4
+    }
+
     /// A short conditional jump to a place that [`Asm::fill`] names later. `condition`: as Jcc encodes it.
     pub(crate) fn jump_if_short(&mut self, condition: u8) -> Hole8 {
         self.raw(&[0x70 | condition, 0]);
         Hole8(self.bytes.len() - 1)
+    }
+
+    /// JRCXZ to an earlier offset. False: that is too far.
+    #[must_use]
+    pub(crate) fn jrcxz_back(&mut self, to: usize) -> bool {
+        let distance = self.bytes.len() + 2 - to;
+        self.raw(&[0xe3, (distance as u8).wrapping_neg()]);
+        distance <= 128
     }
 
     /// Makes the jump at `hole` go to here. False: that is too far.

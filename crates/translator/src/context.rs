@@ -59,6 +59,13 @@ pub(crate) struct Context {
     pub(crate) saved: u64,
     /// The bytes of a load that crosses into a page that doesn't follow in RAM, as misaligned as they are in the guest.
     pub(crate) bounce: [u64; 24],
+    /// Where two pages meet in such a load: the guest's address, the address of the place in `bounce`, and the entries of both.
+    pub(crate) cross_at: u64,
+    pub(crate) cross_bounce: u64,
+    pub(crate) cross_entries: [u64; 2],
+    /// Bits 63 to 47, which are equal in an address that is canonical, and a mask for what is then zero of their number plus one.
+    pub(crate) sign_bits: u64,
+    pub(crate) mixed_signs: u64,
     /// Mask that makes a page number of a linear address.
     pub(crate) page_mask: u64,
     /// Masks that make zero of the last byte's offset in its page where an access of 2 << n bytes may cross pages.
@@ -150,6 +157,9 @@ pub(crate) mod returns {
     /// No selectors.
     pub(crate) const NOTHING: u64 = u64::MAX;
 }
+
+/// Offset of the 128 bytes of `bounce` that are used, aligned to 64.
+pub(crate) const BOUNCE: usize = offset_of!(Context, bounce).next_multiple_of(64);
 
 /// No instruction's address.
 pub(crate) const NOWHERE: u64 = 1 << 63;
@@ -265,8 +275,8 @@ const fn size_of_field<T>(_: fn(&Context) -> &T) -> usize {
 }
 
 /// Offset, size and name of each field.
-static FIELDS: [(usize, usize, &str); 64] = fields! {
-    gpr flags system_flags alignment_flag interrupt_flag calm proceed host_rsp stack_starts stack_start user_stack target reason argument r11 held pushed last_return fill fill_bytes vcpu filled cross_size saved bounce page_mask cross_masks offset_mask outside_mask watched_mask granule_mask one sign_mask left target_mask segment_base tsc_offset kernel_gs_base tsc_aux selectors control after_sti popf_mask interrupt_mask bit_masks user loaded can_syscall can_sysret can_return can_return_out syscall_target syscall_keeps syscall_selectors sysret_selectors returns careful_flags epoch writes_seen views vector_ready vector_saved xsave_mask host_mxcsr
+static FIELDS: [(usize, usize, &str); 69] = fields! {
+    gpr flags system_flags alignment_flag interrupt_flag calm proceed host_rsp stack_starts stack_start user_stack target reason argument r11 held pushed last_return fill fill_bytes vcpu filled cross_size saved bounce cross_at cross_bounce cross_entries sign_bits mixed_signs page_mask cross_masks offset_mask outside_mask watched_mask granule_mask one sign_mask left target_mask segment_base tsc_offset kernel_gs_base tsc_aux selectors control after_sti popf_mask interrupt_mask bit_masks user loaded can_syscall can_sysret can_return can_return_out syscall_target syscall_keeps syscall_selectors sysret_selectors returns careful_flags epoch writes_seen views vector_ready vector_saved xsave_mask host_mxcsr
 };
 
 macro_rules! field {

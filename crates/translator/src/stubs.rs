@@ -3,15 +3,15 @@
 //! While translated code runs, guest registers are where [`crate::emit::host`] says, RCX and R11 are scratch, RSP points into
 //! the stack of host return addresses, flags are the guest's, and GS points at the view in force. Every stub keeps to that.
 
+mod access;
 mod compare;
 pub(crate) mod privilege;
 pub(crate) mod string;
 
 use crate::asm::*;
-use crate::context::{Context, XSAVE, field, gpr, gs, own};
+use crate::context::{Context, XSAVE, field, gpr, gs};
 use crate::emit::host;
 use crate::raw::code::CodeMemory;
-use shadow::{WATCHED_DELTAS, WATCHED_GRANULES, WATCHED_TAGS};
 use std::mem::offset_of;
 
 /// Why translated code left.
@@ -72,11 +72,12 @@ pub(crate) struct Stubs {
     /// Called with an address in R11: fills the view's entry and returns, or leaves.
     pub(crate) fill_read: u64,
     pub(crate) fill_write: u64,
-    /// Called with an address in R11 where a read or a write of `cross_size` bytes may cross a page. Returns with RCX zero if the
-    /// access may be made as if it didn't, else with what has to be added to the address; or leaves.
-    pub(crate) cross: [u64; 2],
-    /// The same in 32-bit code, whose addresses wrap: crossing accesses are the reference's.
-    pub(crate) cross_narrow: u64,
+    /// Called with an address in R11 where a read, or a write of at most 1 << n bytes, of `cross_size` bytes may cross a page or
+    /// has no entry. Returns in RCX what has to be added to the address, or zero if the page is to be looked up again and the
+    /// access made as if it didn't cross; or leaves. Second: in 32-bit code, whose addresses wrap, crossing accesses are the
+    /// reference's.
+    pub(crate) read: [u64; 2],
+    pub(crate) write: [[u64; 7]; 2],
     /// Called with the address in R11 of a store of at most 1 << n bytes in one page, where the view has no entry for it: returns
     /// in RCX what is to be added to the address, for this store only, or leaves.
     pub(crate) store: [u64; 7],
@@ -111,8 +112,8 @@ impl Stubs {
             fill_read,
             fill_write,
             store,
-            cross,
-            cross_narrow,
+            read,
+            write,
             load_root,
             drop_address,
             interpret,
@@ -132,9 +133,8 @@ impl Stubs {
             (look_up_return[1], "look_up_return.user"),
             (fill_read, "fill_read"),
             (fill_write, "fill_write"),
-            (cross[0], "cross_read"),
-            (cross[1], "cross_write"),
-            (cross_narrow, "cross_narrow"),
+            (read[0], "read"),
+            (read[1], "read_narrow"),
             (load_root, "load_root"),
             (drop_address, "drop_address"),
             (interpret, "interpret"),
@@ -147,6 +147,9 @@ impl Stubs {
         names.extend(privilege.names());
         names.extend(string::names(&strings));
         names.extend(store.into_iter().zip(store_names));
+        let write_names = ["write.1", "write.2", "write.4", "write.8", "write.16", "write.32", "write.64"];
+        names.extend(write[0].into_iter().zip(write_names));
+        names.extend(write[1].into_iter().zip(write_names));
         names
     }
 }
@@ -317,50 +320,20 @@ pub(crate) fn write(code: &mut CodeMemory, avx: bool, xsaveopt: bool) -> Stubs {
     stubs.fill_write = call_rust(&mut asm, Want::Write, vzeroupper, xsaveopt);
     stubs.load_root = call_rust(&mut asm, Want::LoadRoot, vzeroupper, xsaveopt);
     stubs.drop_address = call_rust(&mut asm, Want::DropAddress, vzeroupper, xsaveopt);
-    for write in [false, true] {
-        let want = if write { Want::CrossingWrite } else { Want::CrossingRead };
-        let slow = call_rust(&mut asm, want, vzeroupper, xsaveopt);
-        let at = asm.here();
-        stubs.cross[usize::from(write)] = at;
-        // The first byte of a page looks as if the access crossed.
-        asm.pext(RCX, R11, field!(offset_mask));
-        let first = asm.jrcxz();
-        // Both pages may lie in RAM as they lie in the address space: then their entries are equal.
-        asm.store_gs(field!(saved), R10);
-        asm.load_gs(R10, field!(cross_size));
-        asm.lea(R10, Mem::At { base: Some(R11), index: Some((R10, 1)), disp: -1 });
-        asm.pext(R10, R10, field!(page_mask));
-        asm.pext(RCX, R11, field!(page_mask));
-        let table = if write {
-            asm.not(R10);
-            asm.not(RCX);
-            -(shadow::SHARED_BYTES as i32)
-        } else {
-            0
-        };
-        asm.load(Size::B8, R10, Mem::GsTable(R10, table));
-        asm.load(Size::B8, RCX, Mem::GsTable(RCX, table));
-        let missing = asm.jrcxz();
-        asm.not(R10);
-        asm.lea(RCX, Mem::At { base: Some(RCX), index: Some((R10, 1)), disp: 1 });
-        asm.load_gs(R10, field!(saved));
-        let equal = asm.jrcxz();
-        asm.jump(slow);
-        assert!(asm.fill(missing));
-        asm.load_gs(R10, field!(saved));
-        asm.jump(slow);
-        assert!(asm.fill(first));
-        assert!(asm.fill(equal));
-        asm.ret();
-    }
-    write_stores(&mut asm, &mut stubs, vzeroupper, xsaveopt);
+    let slow = call_rust(&mut asm, Want::Store, vzeroupper, xsaveopt);
+    access::write_stores(&mut asm, &mut stubs, slow);
 
-    stubs.cross_narrow = asm.here();
-    asm.pext(RCX, R11, field!(offset_mask));
-    let first = asm.jrcxz();
-    asm.jump(stubs.interpret);
-    assert!(asm.fill(first));
-    asm.ret();
+    let crossing =
+        [Want::CrossingRead, Want::CrossingWrite].map(|want| call_rust(&mut asm, want, vzeroupper, xsaveopt));
+    for narrow in [false, true] {
+        let way = |write: bool| if narrow { Err(stubs.interpret) } else { Ok(crossing[usize::from(write)]) };
+        stubs.read[usize::from(narrow)] = access::write_access(&mut asm, false, way(false), stubs.fill_read);
+        for exponent in 0..stubs.store.len() {
+            let missing = stubs.store[exponent];
+            stubs.write[usize::from(narrow)][exponent] =
+                access::write_access(&mut asm, true, way(true), missing);
+        }
+    }
 
     stubs.vector = asm.here();
     asm.load_gs(RCX, field!(vector_saved));
@@ -400,49 +373,6 @@ pub(crate) fn write(code: &mut CodeMemory, avx: bool, xsaveopt: bool) -> Stubs {
 
     assert!(code.append(asm.bytes(), 0), "code memory holds at least the stubs");
     stubs
-}
-
-/// The stubs for stores to pages without an entry: see [`Stubs::store`]. RCX is free, R11 is kept. Where the page is watched
-/// and none of the granules is marked, they say what to add; else they ask Rust.
-fn write_stores(asm: &mut Asm, stubs: &mut Stubs, vzeroupper: &[u8], xsaveopt: bool) {
-    let slow = call_rust(asm, Want::Store, vzeroupper, xsaveopt);
-    for exponent in 0..stubs.store.len() {
-        let bytes = 1 << exponent;
-        stubs.store[exponent] = asm.here();
-        asm.store_gs(gpr(10), R10);
-        asm.store_gs(gpr(0), RAX);
-        asm.pext(RAX, R11, field!(watched_mask));
-        // R10: the address's offset in the page that is watched.
-        asm.load(Size::B8, RCX, Mem::GsTable(RAX, own(WATCHED_TAGS)));
-        asm.lea(R10, Mem::sum(RCX, R11));
-        asm.pext(RCX, R10, field!(outside_mask));
-        let found = asm.jrcxz();
-        let miss = asm.here();
-        asm.load_gs(R10, gpr(10));
-        asm.load_gs(RAX, gpr(0));
-        asm.store_immediate(Size::B8, Mem::Gs(field!(fill_bytes)), bytes);
-        asm.jump(slow);
-        assert!(asm.fill(found));
-        asm.load(Size::B8, RCX, Mem::GsTable(RAX, own(WATCHED_GRANULES)));
-        asm.load(Size::B8, RCX, Mem::near(RCX, 0));
-        // The bits of the first byte's granule and of the last one's.
-        asm.pext(RAX, R10, field!(granule_mask));
-        asm.shrx(RAX, RCX, RAX);
-        asm.pext(RAX, RAX, field!(one));
-        asm.lea(R10, Mem::near(R10, bytes - 1));
-        asm.pext(R10, R10, field!(granule_mask));
-        asm.shrx(RCX, RCX, R10);
-        asm.pext(RCX, RCX, field!(one));
-        asm.lea(RCX, Mem::sum(RCX, RAX));
-        let clear = asm.jrcxz();
-        asm.jump(miss);
-        assert!(asm.fill(clear));
-        asm.pext(RAX, R11, field!(watched_mask));
-        asm.load(Size::B8, RCX, Mem::GsTable(RAX, own(WATCHED_DELTAS)));
-        asm.load_gs(RAX, gpr(0));
-        asm.load_gs(R10, gpr(10));
-        asm.ret();
-    }
 }
 
 /// Jumps to the translation of the guest address in R11 if the table has it, else to `unknown`. Uses RCX.

@@ -99,6 +99,9 @@ impl TranslatedVcpu {
         Crossing::begin(fixed);
         fixed.page_mask = 0x0000_ffff_ffff_f000;
         fixed.offset_mask = 0xfff;
+        fixed.cross_bounce = (fixed.bounce.as_ptr() as u64).next_multiple_of(64) + 64;
+        fixed.sign_bits = !0 << 47;
+        fixed.mixed_signs = 0x1fffe;
         fixed.outside_mask = !0xfff;
         fixed.watched_mask = (shadow::WATCHED_SLOTS as u64 - 1) << 12;
         fixed.granule_mask = 0xfff & !(memory::GRANULE - 1);

@@ -7,7 +7,7 @@
 //!
 //! Loops look up: a jump backwards, and every indirect one, first looks at the kicker's word.
 
-use super::{Emitted, Emitter, Flow, LateJump, LinkSite, NotEmitted, host, number};
+use super::{ACCESS_ROOM, Emitted, Emitter, Flow, LinkSite, NotEmitted, host, number};
 use crate::asm::*;
 use crate::context::{field, gs, target_hosts, target_tags};
 use crate::stubs::ExitReason;
@@ -140,15 +140,9 @@ impl Emitter<'_> {
             self.asm.jump_if(condition, self.asm.here());
             self.link_at(self.asm.len() - 4, target);
         } else {
-            self.make_room();
+            self.make_room(ACCESS_ROOM);
             let over = self.asm.jump_if_short(condition ^ 1);
-            self.asm.load_gs(RCX, field!(proceed));
-            self.asm.load(Size::B4, RCX, Mem::near(RCX, 0));
-            let stop = self.asm.jrcxz();
-            let link = self.links.len();
-            self.link_jump(target);
-            self.must_reach(stop);
-            self.leave_for_link(link, ExitReason::Poll);
+            self.polled_link(target);
             self.must_reach(over);
         }
         if last {
@@ -168,18 +162,21 @@ impl Emitter<'_> {
 
     fn jump(&mut self, instruction: &Instruction, target: u64) {
         if target <= instruction.ip() {
-            self.poll_link(target);
+            self.polled_link(target);
+        } else {
+            self.link_jump(target);
         }
-        self.link_jump(target);
     }
 
-    /// Looks at the kicker's word; leaves for the link that is written next.
-    fn poll_link(&mut self, target: u64) {
-        let _ = target;
+    /// Looks at the kicker's word, and jumps to the translation of `target` or leaves for it.
+    fn polled_link(&mut self, target: u64) {
         self.asm.load_gs(RCX, field!(proceed));
         self.asm.load(Size::B4, RCX, Mem::near(RCX, 0));
         let stop = self.asm.jrcxz();
-        self.late.push((LateJump::Short(stop), self.links.len(), ExitReason::Poll));
+        let link = self.links.len();
+        self.link_jump(target);
+        self.must_reach(stop);
+        self.leave_for_link(link, ExitReason::Poll);
     }
 
     /// Looks at the kicker's word; leaves for the reference to execute the running instruction.
@@ -198,25 +195,17 @@ impl Emitter<'_> {
 
     /// Makes the displacement at `jump` a link.
     fn link_at(&mut self, jump: usize, target: u64) {
-        self.late.push((LateJump::Near(jump), self.links.len(), ExitReason::Link));
+        self.late.push((jump, self.links.len()));
         self.links.push(LinkSite { jump: jump as u32, stub: 0, target, single: false });
     }
 
     /// Writes the links' stubs.
     pub(super) fn finish_links(&mut self) {
-        let mut late = std::mem::take(&mut self.late);
-        // Those that don't reach far come first.
-        late.sort_by_key(|(jump, ..)| matches!(jump, LateJump::Near(_)));
-        for (jump, link, reason) in late {
+        for (jump, link) in std::mem::take(&mut self.late) {
             let at = self.asm.len();
-            match jump {
-                LateJump::Near(place) => {
-                    self.asm.set_relative(place, at);
-                    self.links[link].stub = at as u32;
-                }
-                LateJump::Short(hole) => self.must_reach(hole),
-            }
-            self.leave_for_link(link, reason);
+            self.asm.set_relative(jump, at);
+            self.links[link].stub = at as u32;
+            self.leave_for_link(link, ExitReason::Link);
         }
     }
 
@@ -261,7 +250,7 @@ impl Emitter<'_> {
     /// Finds the slot of the target in R11 (RCX, then) or leaves the instruction to the reference.
     fn probe(&mut self) {
         self.window = None;
-        self.make_room();
+        self.make_room(ACCESS_ROOM);
         self.asm.load_gs(RCX, field!(proceed));
         self.asm.load(Size::B4, RCX, Mem::near(RCX, 0));
         let stop = self.asm.jrcxz();

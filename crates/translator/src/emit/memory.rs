@@ -10,7 +10,7 @@
 //! something other than a constant, where R11 is needed, or with the block; a window for reads ends at a write, so that no D bit
 //! is set before its time.
 
-use super::{Emitter, Island, LinkSite, NotEmitted, host, number};
+use super::{ACCESS_ROOM, Access, Emitter, Island, LinkSite, NotEmitted, Rare, host, number};
 use crate::asm::*;
 use crate::context::{cross_mask, field, gs, segment_base};
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpAccess, OpKind, Register};
@@ -279,49 +279,30 @@ impl Emitter<'_> {
         if !new {
             return operand;
         }
-        self.make_room();
+        self.make_room(ACCESS_ROOM);
         let link = self.links.len();
         let target = self.request.rip.wrapping_add(u64::from(self.guest));
         self.links.push(LinkSite { jump: 0, stub: 0, target, single: true });
-        let guest = self.guest;
         let address = Address::At { base: Some(base), index: None, disp };
-        let leave = |from| Island {
-            from,
-            address,
-            keeps: false,
-            stub: 0,
-            back: 0,
-            crossing: None,
-            link: Some(link),
-            guest,
-        };
         let wide = (window.high - window.low) as u32;
         self.asm.lea(RCX, Mem::near(base, window.high - 1));
         self.asm.pext(RCX, RCX, cross_mask(wide.next_power_of_two().max(2)));
-        let crosses = self.asm.jrcxz();
-        self.islands.push(leave(crosses));
+        let mut leave = vec![self.asm.jrcxz()];
         let back = self.asm.len();
         self.page(address);
         if window.write {
             self.asm.not(RCX);
             self.asm.load(Size::B8, RCX, Mem::GsTable(RCX, -(SHARED_BYTES as i32)));
             // A page without an entry for writes may allow some of them.
-            let missing = self.asm.jrcxz();
-            self.islands.push(leave(missing));
+            leave.push(self.asm.jrcxz());
+            self.island(leave, Rare::Link(link));
         } else {
+            self.island(leave, Rare::Link(link));
             self.asm.load(Size::B8, RCX, Mem::GsTable(RCX, 0));
-            let from = self.asm.jrcxz();
+            let missing = self.asm.jrcxz();
             let stub = self.request.stubs.fill_read;
-            self.islands.push(Island {
-                from,
-                address,
-                keeps: false,
-                stub,
-                back,
-                crossing: None,
-                link: None,
-                guest,
-            });
+            let access = Access { address, keeps: false, stub, bytes: None, back, after: None };
+            self.island(vec![missing], Rare::Access(access));
         }
         self.asm.mov(R11, RCX);
         self.window = Some(window);
@@ -530,13 +511,22 @@ impl Emitter<'_> {
     /// Emits checks and look-up for an access of `bytes` at `address`, and gives the operand for it: RCX is in it, and R11 where
     /// the address is. A window in R11 is kept otherwise.
     pub(super) fn look_up(&mut self, address: Address, bytes: u32, write: bool) -> Mem {
-        self.make_room();
+        self.make_room(ACCESS_ROOM);
         let keeps = self.window.is_some();
         let may_cross = match address {
             Address::Known(value) => value & 0xfff > 0x1000 - u64::from(bytes),
             Address::At { .. } => bytes > 1,
         };
-        let mut crossing = None;
+        let step = self.step_in_reach(if may_cross { 60 } else { 30 });
+        let mut from = Vec::new();
+        let mut jump = |emitter: &mut Self| match step {
+            Some(step) => {
+                if !emitter.asm.jrcxz_back(step - 1) {
+                    emitter.broken = true;
+                }
+            }
+            None => from.push(emitter.asm.jrcxz()),
+        };
         if may_cross {
             // Not zero where the last byte isn't among the first ones of a page.
             match address {
@@ -548,50 +538,39 @@ impl Emitter<'_> {
                 }
             }
             self.asm.pext(RCX, RCX, cross_mask(bytes.next_power_of_two()));
-            let from = self.asm.jrcxz();
-            crossing = Some((from, self.asm.len()));
+            jump(self);
         }
         let back = self.asm.len();
         self.page(address);
-        let stub = if write {
+        if write {
             self.asm.not(RCX);
             self.asm.load(Size::B8, RCX, Mem::GsTable(RCX, -(SHARED_BYTES as i32)));
-            let exponent = bytes.next_power_of_two().trailing_zeros() as usize;
-            self.request.stubs.store[exponent]
         } else {
             self.asm.load(Size::B8, RCX, Mem::GsTable(RCX, 0));
-            self.request.stubs.fill_read
-        };
-        let from_fill = self.asm.jrcxz();
-        let after = self.asm.len();
-        let guest = self.guest;
-        // After a store's stub RCX is what the entry would be, though there may be none.
-        let back = if write { after } else { back };
-        if let Some((from, back)) = crossing {
-            let stubs = self.request.stubs;
-            let stub =
-                if self.request.mode.long { stubs.cross[usize::from(write)] } else { stubs.cross_narrow };
-            self.islands.push(Island {
-                from,
-                address,
-                keeps,
-                stub,
-                back,
-                crossing: Some((bytes, after)),
-                link: None,
-                guest,
-            });
         }
-        self.islands.push(Island {
-            from: from_fill,
+        jump(self);
+        let after = self.asm.len();
+        let narrow = usize::from(!self.request.mode.long);
+        let exponent = bytes.next_power_of_two().trailing_zeros() as usize;
+        let stubs = self.request.stubs;
+        let stub = match (may_cross, write) {
+            (true, false) => stubs.read[narrow],
+            (true, true) => stubs.write[narrow][exponent],
+            (false, false) => stubs.fill_read,
+            (false, true) => stubs.store[exponent],
+        };
+        let rare = Rare::Access(Access {
             address,
             keeps,
             stub,
+            bytes: may_cross.then_some(bytes),
             back,
-            crossing: None,
-            link: None,
-            guest,
+            after: (may_cross || write).then_some(after),
         });
+        match step {
+            Some(step) => self.far.push((step, Island { from, guest: self.guest, rare })),
+            None => self.island(from, rare),
+        }
         address.operand(&mut self.asm)
     }
 

@@ -157,6 +157,16 @@ const MAX_INSTRUCTIONS: u16 = 64;
 /// Most conditional branches that a block goes on after, if they aren't taken.
 const INNER_BRANCHES: u32 = 5;
 
+/// How far a short jump reaches.
+const REACH: usize = 127;
+/// Bytes of a step.
+const STEP: usize = 5;
+/// Bytes that the code of most accesses is shorter than, and that of most instructions without one.
+const ACCESS_ROOM: usize = 66;
+const PLAIN_ROOM: usize = 40;
+/// Steps that are written for the accesses that follow.
+const SPARE_STEPS: usize = 2;
+
 /// How an instruction was emitted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Flow {
@@ -172,28 +182,57 @@ struct NotEmitted;
 
 type Emitted = Result<Flow, NotEmitted>;
 
-/// A piece of code that is rarely run, written near its use and jumped over.
-#[derive(Clone, Copy)]
+/// Code that is rarely run. JRCXZ doesn't reach far, so it is got to by way of a *step*: a jump of five bytes in reach.
 struct Island {
-    from: Hole8,
+    /// Jumps that wait for a step.
+    from: Vec<Hole8>,
+    /// Offset of the guest instruction that it belongs to.
+    guest: u16,
+    rare: Rare,
+}
+
+/// What an island does.
+#[derive(Clone, Copy)]
+enum Rare {
+    /// Makes an access possible.
+    Access(Access),
+    /// Takes this link.
+    Link(usize),
+    /// Leaves the instruction to the reference.
+    Interpret,
+    /// Leaves with the block's number.
+    Exit(ExitReason),
+    /// Asks for the vector registers and goes on at this offset.
+    Vector(usize),
+}
+
+/// See [`Rare::Access`].
+#[derive(Clone, Copy)]
+struct Access {
     address: Address,
     /// R11 holds something else that is needed afterwards.
     keeps: bool,
+    /// To be called.
     stub: u64,
-    /// Offset to go on at.
+    /// For those that may cross a page: their bytes.
+    bytes: Option<u32>,
+    /// Offset to go on at where the page is to be looked up again.
     back: usize,
-    /// For accesses that may cross a page: their bytes, and the offset to go on at with RCX as the stub leaves it.
-    crossing: Option<(u32, usize)>,
-    /// Instead of calling a stub, takes this link.
-    link: Option<usize>,
-    /// Offset of the guest instruction that it belongs to.
-    guest: u16,
+    /// Offset to go on at with RCX as the stub leaves it.
+    after: Option<usize>,
 }
 
 struct Emitter<'a> {
     request: &'a Request<'a>,
     asm: Asm,
+    /// Islands without a step.
     islands: Vec<Island>,
+    /// Islands with a step, and the offset of its displacement; to be written at the end.
+    far: Vec<(usize, Island)>,
+    /// Offsets of steps that lead nowhere yet.
+    steps: Vec<usize>,
+    /// Steps are written as soon as possible.
+    cautious: bool,
     marks: Vec<Mark>,
     links: Vec<LinkSite>,
     /// Offset of the running guest instruction.
@@ -203,8 +242,8 @@ struct Emitter<'a> {
     at: usize,
     /// What R11 holds between instructions, if anything.
     window: Option<memory::Window>,
-    /// Jumps to links' stubs that are written at the end: link number here, reason.
-    late: Vec<(LateJump, usize, ExitReason)>,
+    /// Links' jumps whose stubs are written at the end: offset of the displacement, link.
+    late: Vec<(usize, usize)>,
     /// The soft instructions, in order.
     soft: Vec<check::Soft>,
     encoder: Encoder,
@@ -213,33 +252,41 @@ struct Emitter<'a> {
     broken: bool,
 }
 
-enum LateJump {
-    /// A link's own 32-bit displacement at this offset.
-    Near(usize),
-    /// An island that has to jump on.
-    Short(Hole8),
-}
-
 /// Translates a block. `None` where there is nothing to run: the first instruction is for the reference engine, or isn't whole.
 pub(crate) fn translate(request: &Request<'_>) -> Option<Translation> {
-    let emitter = Emitter {
-        request,
-        asm: Asm::new(request.base),
-        islands: Vec::new(),
-        marks: Vec::new(),
-        links: Vec::new(),
-        late: Vec::new(),
-        guest: 0,
-        list: Vec::new(),
-        at: 0,
-        window: None,
-        soft: Vec::new(),
-        encoder: Encoder::new(64),
-        info: InstructionInfoFactory::new(),
-        broken: false,
+    let emit = |cautious| {
+        let emitter = Emitter {
+            request,
+            asm: Asm::new(request.base),
+            islands: Vec::new(),
+            far: Vec::new(),
+            steps: Vec::new(),
+            cautious,
+            marks: Vec::new(),
+            links: Vec::new(),
+            late: Vec::new(),
+            guest: 0,
+            list: Vec::new(),
+            at: 0,
+            window: None,
+            soft: Vec::new(),
+            encoder: Encoder::new(64),
+            info: InstructionInfoFactory::new(),
+            broken: false,
+        };
+        emitter.block()
     };
-    emitter.block()
+    match emit(false) {
+        Ok(translation) => translation,
+        Err(TooFar) => emit(true).unwrap_or_else(|TooFar| {
+            tracing::debug!(request.rip, "a short jump of the translation is too long");
+            None
+        }),
+    }
 }
+
+/// A short jump doesn't reach its target.
+struct TooFar;
 
 impl Emitter<'_> {
     /// ```text
@@ -260,7 +307,7 @@ impl Emitter<'_> {
     /// cpuid                                      has no emitter
     ///   +004c  call interpret
     /// ```
-    fn block(mut self) -> Option<Translation> {
+    fn block(mut self) -> Result<Option<Translation>, TooFar> {
         let Request { bytes, rip, mode, .. } = *self.request;
         let bitness = if mode.long { 64 } else { 32 };
         let mut decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
@@ -300,22 +347,20 @@ impl Emitter<'_> {
 
         // Entered by those who don't know that the page is still mapped here.
         self.asm.load_gs32(RCX, cell(self.request.cell));
-        let stale = self.asm.jrcxz();
+        let mut stale = vec![self.asm.jrcxz()];
         let body = self.asm.len();
-        let second = self.request.second_cell.map(|second| {
+        if let Some(second) = self.request.second_cell {
             self.asm.load_gs32(RCX, cell(second));
-            self.asm.jrcxz()
-        });
-        let vector = uses_vector && mode.vector != VectorLevel::None;
-        let mut vector_hole = None;
-        let mut vector_back = 0;
-        if vector {
+            stale.push(self.asm.jrcxz());
+        }
+        self.island(stale, Rare::Exit(ExitReason::Stale));
+        if uses_vector && mode.vector != VectorLevel::None {
             self.asm.load_gs32(RCX, field!(vector_ready));
-            vector_hole = Some(self.asm.jrcxz());
-            vector_back = self.asm.len();
+            let missing = self.asm.jrcxz();
+            let back = self.asm.len();
+            self.island(vec![missing], Rare::Vector(back));
         }
         let check = self.request.source.map(|_| self.begin_check());
-        let mut budget_hole = None;
         let count_at = self.asm.len() + 9;
         if mode.counted {
             // left - n: negative?
@@ -324,27 +369,10 @@ impl Emitter<'_> {
             self.asm.mov(R11, RCX);
             self.asm.pext(RCX, RCX, field!(sign_mask));
             self.asm.lea(RCX, Mem::near(RCX, -1));
-            budget_hole = Some(self.asm.jrcxz());
+            let negative = self.asm.jrcxz();
+            self.island(vec![negative], Rare::Exit(ExitReason::Budget));
             self.asm.store_gs(field!(left), R11);
         }
-        let over = self.asm.jump_short();
-        if let Some(hole) = budget_hole {
-            self.must_reach(hole);
-            self.exit_block(ExitReason::Budget);
-        }
-        self.must_reach(stale);
-        if let Some(second) = second {
-            self.must_reach(second);
-        }
-        self.exit_block(ExitReason::Stale);
-        if let Some(hole) = vector_hole {
-            self.must_reach(hole);
-            let block = self.request.block as i32;
-            self.asm.store_immediate(Size::B8, Mem::Gs(field!(argument)), block);
-            self.asm.call(self.request.stubs.vector);
-            self.asm.jump_back(vector_back);
-        }
-        self.must_reach(over);
 
         let mut len = 0;
         let mut count = 0;
@@ -353,10 +381,10 @@ impl Emitter<'_> {
         self.list.clone_from(&instructions);
         for (at, instruction) in instructions.iter().enumerate() {
             self.at = at;
-            self.make_room();
+            self.make_room(PLAIN_ROOM);
             self.guest = len;
             self.marks.push(Mark { host: self.asm.len() as u32, guest: len });
-            let before = (self.asm.len(), self.islands.len(), self.late.len(), self.links.len());
+            let before = (self.asm.len(), self.late.len(), self.links.len());
             let emitted = match self.soft(instruction) {
                 Some(flow) => Ok(flow),
                 None => self.instruction(instruction),
@@ -373,13 +401,10 @@ impl Emitter<'_> {
                 }
                 Err(NotEmitted) => {
                     // Emitters decide before they write.
-                    debug_assert_eq!(
-                        before,
-                        (self.asm.len(), self.islands.len(), self.late.len(), self.links.len())
-                    );
+                    debug_assert_eq!(before, (self.asm.len(), self.late.len(), self.links.len()));
                     if count == 0 {
                         tracing::trace!(rip, code = ?instruction.code(), "left to the reference");
-                        return None;
+                        return Ok(None);
                     }
                     tracing::trace!(rip, code = ?instruction.code(), "ends in the reference");
                     self.asm.call(self.request.stubs.interpret);
@@ -392,25 +417,25 @@ impl Emitter<'_> {
             }
         }
         if count == 0 {
-            return None;
+            return Ok(None);
         }
         if !ended {
             let next = self.wrap(rip.wrapping_add(u64::from(len)));
             self.link_jump(next);
         }
-        self.finish_islands();
+        self.write_steps();
+        self.write_islands();
         self.finish_links();
         if let Some(back) = check {
             self.finish_check(back, usize::from(len));
         }
         if self.broken {
-            tracing::debug!(rip, "a short jump of the translation is too long");
-            return None;
+            return Err(TooFar);
         }
         if mode.counted {
             self.asm.set_displacement(count_at, -i32::from(if ends_interpreted { count - 1 } else { count }));
         }
-        Some(Translation {
+        Ok(Some(Translation {
             code: self.asm.bytes().to_vec(),
             body: body as u32,
             marks: self.marks,
@@ -418,7 +443,7 @@ impl Emitter<'_> {
             len,
             instructions: count,
             ends_interpreted,
-        })
+        }))
     }
 
     fn instruction(&mut self, instruction: &Instruction) -> Emitted {
@@ -444,7 +469,7 @@ impl Emitter<'_> {
             tracing::debug!(
                 distance = self.asm.distance(hole),
                 guest = self.guest,
-                islands = self.islands.len(),
+                cautious = self.cautious,
                 "too far"
             );
             self.broken = true;
@@ -458,66 +483,105 @@ impl Emitter<'_> {
         self.asm.jump(self.request.stubs.exit);
     }
 
-    /// Before a few dozen bytes are emitted: writes the waiting islands if those might put them out of reach. Scratch registers and
-    /// flags are kept.
-    fn make_room(&mut self) {
-        if self.islands.first().is_some_and(|island| self.asm.distance(island.from) > 15) {
-            let over = self.asm.jump_short();
-            self.finish_islands();
-            self.must_reach(over);
-            self.marks.push(Mark { host: self.asm.len() as u32, guest: self.guest });
+    /// Before `room` bytes are emitted: writes steps for the waiting islands if they might be out of reach afterwards.
+    /// Scratch registers and flags are kept.
+    fn make_room(&mut self, room: usize) {
+        let Some(&first) = self.islands.first().and_then(|island| island.from.first()) else { return };
+        let most = if self.cautious { 15 } else { (REACH - room).saturating_sub(STEP * self.islands.len()) };
+        if self.asm.distance(first) <= most {
+            return;
         }
+        let over = self.asm.jump_short();
+        self.write_steps();
+        self.steps.clear();
+        for _ in 0..SPARE_STEPS {
+            self.asm.jump(self.asm.here());
+            self.steps.push(self.asm.len() - 4);
+        }
+        self.must_reach(over);
+        self.marks.push(Mark { host: self.asm.len() as u32, guest: self.guest });
+    }
+
+    /// Where jumps to an island that have yet to be written may go to: a step in reach, for the next `bytes` bytes.
+    fn step_in_reach(&mut self, bytes: usize) -> Option<usize> {
+        let &step = self.steps.last()?;
+        (self.asm.len() + bytes <= step + REACH && !self.cautious).then(|| {
+            self.steps.pop();
+            step
+        })
+    }
+
+    /// An island for jumps from `from`.
+    fn island(&mut self, from: Vec<Hole8>, rare: Rare) {
+        self.islands.push(Island { from, guest: self.guest, rare });
     }
 
     /// Leaves the running instruction to the reference from `hole`.
     fn leave_from(&mut self, hole: Hole8) {
-        let stub = self.request.stubs.interpret;
-        self.islands.push(Island {
-            from: hole,
-            address: Address::in_r11(),
-            keeps: false,
-            stub,
-            back: 0,
-            crossing: None,
-            link: None,
-            guest: self.guest,
-        });
+        self.island(vec![hole], Rare::Interpret);
     }
 
-    fn finish_islands(&mut self) {
+    /// Writes steps for the islands that wait for one. Nothing runs into them.
+    fn write_steps(&mut self) {
         for island in std::mem::take(&mut self.islands) {
-            self.must_reach(island.from);
-            self.marks.push(Mark { host: self.asm.len() as u32, guest: island.guest });
-            if let Some(link) = island.link {
-                self.asm.jump(self.asm.here());
-                self.late.push((LateJump::Near(self.asm.len() - 4), link, ExitReason::Link));
-                self.links[link].jump = self.asm.len() as u32 - 4;
-                continue;
+            for &hole in &island.from {
+                self.must_reach(hole);
             }
-            if island.keeps {
-                self.asm.store_gs(field!(held), R11);
-            }
-            island.address.to_r11(&mut self.asm);
-            if let Some((bytes, after)) = island.crossing {
-                self.asm.store_immediate(Size::B8, Mem::Gs(field!(cross_size)), bytes as i32);
-                self.asm.call(island.stub);
-                if island.keeps {
-                    self.asm.load_gs(R11, field!(held));
+            match island.rare {
+                Rare::Link(link) => {
+                    self.asm.jump(self.asm.here());
+                    self.late.push((self.asm.len() - 4, link));
+                    self.links[link].jump = self.asm.len() as u32 - 4;
                 }
-                let whole = self.asm.jrcxz();
-                self.asm.jump_back(after);
-                self.must_reach(whole);
-                self.asm.jump_back(island.back);
-                continue;
-            }
-            self.asm.call(island.stub);
-            if island.keeps {
-                self.asm.load_gs(R11, field!(held));
-            }
-            if island.stub != self.request.stubs.interpret {
-                self.asm.jump_back(island.back);
+                Rare::Interpret => {
+                    self.marks.push(Mark { host: self.asm.len() as u32, guest: island.guest });
+                    self.asm.call(self.request.stubs.interpret);
+                }
+                _ => {
+                    self.asm.jump(self.asm.here());
+                    self.far.push((self.asm.len() - 4, island));
+                }
             }
         }
+    }
+
+    /// Writes the islands that have steps.
+    fn write_islands(&mut self) {
+        for (step, island) in std::mem::take(&mut self.far) {
+            self.asm.set_relative(step, self.asm.len());
+            self.marks.push(Mark { host: self.asm.len() as u32, guest: island.guest });
+            match island.rare {
+                Rare::Access(access) => self.write_access(access),
+                Rare::Exit(reason) => self.exit_block(reason),
+                Rare::Vector(back) => {
+                    let block = self.request.block as i32;
+                    self.asm.store_immediate(Size::B8, Mem::Gs(field!(argument)), block);
+                    self.asm.call(self.request.stubs.vector);
+                    self.asm.jump_back(back);
+                }
+                Rare::Link(_) | Rare::Interpret => unreachable!("their steps are all there is of them"),
+            }
+        }
+    }
+
+    fn write_access(&mut self, access: Access) {
+        if access.keeps {
+            self.asm.store_gs(field!(held), R11);
+        }
+        access.address.to_r11(&mut self.asm);
+        if let Some(bytes) = access.bytes {
+            self.asm.store_immediate(Size::B8, Mem::Gs(field!(cross_size)), bytes as i32);
+        }
+        self.asm.call(access.stub);
+        if access.keeps {
+            self.asm.load_gs(R11, field!(held));
+        }
+        if let Some(after) = access.after {
+            let again = self.asm.jrcxz();
+            self.asm.jump_back(after);
+            self.must_reach(again);
+        }
+        self.asm.jump_back(access.back);
     }
 
     /// The value of guest register `index` in a host register: its own, or `scratch` after loading it.
