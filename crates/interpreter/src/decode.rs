@@ -5,7 +5,7 @@
 
 use crate::blocks::{Block, Key, MAX_OPS};
 use crate::cpu::{CodeSize, Cpu, Step, Stop};
-use crate::length::{is_sse4a, vex_length};
+use crate::length::{is_sse4a, undefined_length};
 use crate::native::StubCell;
 use crate::op::{Detail, Handler, Op, describe};
 use crate::run::CodePlace;
@@ -166,7 +166,8 @@ impl Cpu {
             };
             let mut decoder = Decoder::with_ip(bitness(key.size), &bytes[..=count], 0, DecoderOptions::NONE);
             let instruction = decoder.decode();
-            let cut_off = instruction.is_invalid() && vex_length(&bytes[..=count], key.size) > count + 1;
+            let cut_off =
+                instruction.is_invalid() && undefined_length(&bytes[..=count], key.size) > count + 1;
             if decoder.last_error() != DecoderError::NoMoreBytes && !cut_off {
                 break;
             }
@@ -190,7 +191,8 @@ fn decode_run(bytes: &[u8], size: CodeSize) -> Vec<Op> {
         if decoder.last_error() == DecoderError::NoMoreBytes && !too_long {
             break;
         }
-        let cut_off = instruction.is_invalid() && vex_length(&bytes[start..], size) > bytes.len() - start;
+        let cut_off =
+            instruction.is_invalid() && undefined_length(&bytes[start..], size) > bytes.len() - start;
         if cut_off && !too_long {
             break;
         }
@@ -255,7 +257,7 @@ fn why_invalid(instruction: &Instruction, bytes: &[u8], size: CodeSize) -> Handl
     if !instruction.is_invalid() || bytes.len() < MAX_BYTES {
         return undefined;
     }
-    if vex_length(bytes, size) > MAX_BYTES {
+    if undefined_length(bytes, size) > MAX_BYTES {
         return too_long;
     }
     // Iced calls both undefined. Only redundant prefixes make an instruction that long, so it is the same without its

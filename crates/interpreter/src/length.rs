@@ -6,8 +6,9 @@
 
 use crate::cpu::CodeSize;
 
-/// The length of the VEX or EVEX instruction that starts `bytes`, from the bytes there are; 0 if it is something else.
-pub(crate) fn vex_length(bytes: &[u8], size: CodeSize) -> usize {
+/// The length of the VEX or EVEX instruction that starts `bytes`, or of one of maps 0F38 and 0F3A, from the bytes there are; 0 if it is
+/// something else.
+pub(crate) fn undefined_length(bytes: &[u8], size: CodeSize) -> usize {
     let long = size == CodeSize::Bits64;
     let start = prefixes(bytes, size);
     let byte = |at: usize| bytes.get(start + at).copied();
@@ -17,6 +18,8 @@ pub(crate) fn vex_length(bytes: &[u8], size: CodeSize) -> usize {
         Some(0x62) if is_vex(byte(1)) => (4, byte(1).map_or(0, |byte| byte & 7)),
         Some(0xc4) if is_vex(byte(1)) => (3, byte(1).map_or(0, |byte| byte & 31)),
         Some(0xc5) if is_vex(byte(1)) => (2, 1),
+        Some(0x0f) if byte(1) == Some(0x38) => (2, 2),
+        Some(0x0f) if byte(1) == Some(0x3a) => (2, 3),
         _ => return 0,
     };
     let opcode = byte(head).unwrap_or(0);
@@ -75,13 +78,15 @@ mod tests {
 
     #[test]
     fn length_counts_prefixes_sib_displacement_and_immediate() {
-        let length = |bytes: &[u8]| vex_length(bytes, CodeSize::Bits64);
+        let length = |bytes: &[u8]| undefined_length(bytes, CodeSize::Bits64);
         assert_eq!(length(&[0x66, 0x62, 0xf1, 0x7d, 0x8b, 0xfd, 0xc0]), 7);
         assert_eq!(length(&[0x62, 0xf1, 0x7d, 0x8b, 0xfd, 0x84, 0x24, 0, 0, 0, 0]), 11);
         assert_eq!(length(&[0xc4, 0xe3, 0x79, 0x01, 0x04, 0x25]), 11);
         assert_eq!(length(&[0xc5, 0xf8, 0x77]), 3);
         assert_eq!(length(&[0x0f, 0x0b]), 0);
-        assert_eq!(vex_length(&[0xc5, 0x00], CodeSize::Bits32), 0);
+        assert_eq!(length(&[0xf3, 0x48, 0x0f, 0x38, 0xf1, 0x89]), 10);
+        assert_eq!(length(&[0x0f, 0x3a, 0xf1, 0xc0]), 5);
+        assert_eq!(undefined_length(&[0xc5, 0x00], CodeSize::Bits32), 0);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub(crate) mod encode;
 mod fit;
 
 use super::case::{CODE, CODE_LEN, DATA, DATA_LEN, Initial, MAX_CODE};
+use super::images::{self, Image};
 use super::random::Random;
 use super::{exclude, undefined, vendor};
 use iced_x86::{
@@ -171,6 +172,7 @@ impl Generator {
             before: Rflags::empty(),
             branches: Vec::new(),
             case_features: Vec::new(),
+            pointers_set: false,
             instructions: Vec::new(),
             undefined: Rflags::empty(),
             random,
@@ -327,6 +329,8 @@ struct Builder {
     before: Rflags,
     undefined: Rflags,
     case_features: Vec<CpuidFeature>,
+    /// An instruction has run that changes x87's pointers.
+    pointers_set: bool,
 }
 
 /// An instruction is at most this long.
@@ -358,6 +362,12 @@ impl Builder {
         {
             return;
         }
+        if let Some(image) = images::kind(&instruction) {
+            let first = self.instructions.is_empty();
+            if !first && (image != Image::Pointers || self.pointers_set) {
+                return;
+            }
+        }
         let branch = (0..instruction.op_count()).any(|i| {
             matches!(
                 instruction.op_kind(i),
@@ -385,6 +395,7 @@ impl Builder {
         let displacement = (offsets.displacement_offset(), offsets.displacement_size());
         self.fit(&instruction, &mut bytes, displacement);
         self.push(&bytes[..len], ip);
+        self.pointers_set |= images::sets_pointers(&instruction);
         if self.shape != Shape::Mutated {
             self.case_features.extend_from_slice(encoding.info.code().cpuid_features());
         }

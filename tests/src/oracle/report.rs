@@ -121,6 +121,7 @@ pub fn compare(case: &Case, host: &Outcome, engine: &Outcome) -> Vec<Difference>
             ),
         });
     }
+    all.retain(|difference| !super::vendor::is_open(case, host, &difference.what));
     if super::vendor::is_amd() {
         all.retain(|difference| !super::vendor::forgives(case, host, engine, &difference.what));
     }

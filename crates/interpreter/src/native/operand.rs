@@ -22,12 +22,24 @@ impl Place {
         self.offset.wrapping_add(byte as u64)
     }
 
-    /// The addresses of the first and the last byte of `bytes`, which isn't empty, and the alignment of the whole.
-    fn check_ends<C: NativeContext>(self, context: &mut C, bytes: u64) -> Result<(u64, u64), C::Fault> {
+    /// The addresses of the first and the last byte of `bytes`, which isn't empty. AMD's processors go from element to element: they look
+    /// at the first one's page before they mind that a later one isn't canonical.
+    fn check_ends<C: NativeContext>(
+        self,
+        context: &mut C,
+        bytes: u64,
+        write: bool,
+    ) -> Result<(u64, u64), C::Fault> {
         let (first, last) = (bytes.trailing_zeros(), 63 - bytes.leading_zeros());
         let (first, last) = (self.at(first as usize), self.at(last as usize));
         context.reachable(self.segment, first)?;
-        context.reachable(self.segment, last)?;
+        if let Err(fault) = context.reachable(self.segment, last) {
+            let (at, len) = runs(bytes).next().unwrap_or((0, 1));
+            if Host::get().amd && context.reachable(self.segment, self.at(at + len - 1)).is_ok() {
+                context.touch(self.segment, first, 1, write, 1)?;
+            }
+            return Err(fault);
+        }
         Ok((first, last))
     }
 
@@ -41,7 +53,7 @@ impl Place {
         if bytes == 0 {
             return Ok(());
         }
-        self.check_ends(context, bytes)?;
+        self.check_ends(context, bytes, false)?;
         if self.alignment > 1 {
             context.check_alignment(self.segment, self.offset, self.alignment)?;
         }
@@ -61,7 +73,7 @@ impl Place {
         if bytes == 0 {
             return Ok(());
         }
-        let (first, last) = self.check_ends(context, bytes)?;
+        let (first, last) = self.check_ends(context, bytes, true)?;
         if self.alignment > 1 {
             context.check_alignment(self.segment, self.offset, self.alignment)?;
         }

@@ -116,6 +116,8 @@ impl Special {
                 let wide = instruction.mnemonic() == M::Fxsave64;
                 let long = context.mode().long;
                 let (image, len) = xstate::fxsave(context.registers().1, wide, long);
+                // All of it has to be there, written or not. Hosts look at the last byte first.
+                context.touch(segment, address.wrapping_add(511), 1, true, 1).map_err(memory)?;
                 context.store(segment, address, &image[..len], 1).map_err(memory)
             }
             Self::Fxrstor => {
@@ -153,6 +155,11 @@ fn aligned<C: NativeContext>(
     to: u64,
 ) -> Result<u64, NativeFault<C::Fault>> {
     let (address, segment) = (context.operand_address(), instruction.memory_segment());
+    // Which comes first of XSAVE's address that is wrong in both ways.
+    if to == 64 && Host::get().amd && !context.linear_address(segment, address).is_multiple_of(to) {
+        context.check_alignment(segment, address, 4).map_err(NativeFault::Memory)?;
+        return Err(NativeFault::GeneralProtection);
+    }
     context.reachable(segment, address).map_err(NativeFault::Memory)?;
     // #AC, where enabled, comes before #GP, but of what isn't a multiple of four only: as wide as on Intel hosts.
     context.check_alignment(segment, address, 4).map_err(NativeFault::Memory)?;
@@ -183,9 +190,12 @@ fn environment<C: NativeContext>(
         if registers {
             image[head..len].copy_from_slice(&x87::registers(state));
         }
-        context
-            .store(segment, address, &image[..len], if wide { 4 } else { 2 })
-            .map_err(NativeFault::Memory)?;
+        let alignment = if wide { 4 } else { 2 };
+        // Its ends first, as when it is loaded.
+        let last = address.wrapping_add(len as u64 - 1);
+        context.touch(segment, address, alignment, true, alignment).map_err(NativeFault::Memory)?;
+        context.touch(segment, last, 1, true, 1).map_err(NativeFault::Memory)?;
+        context.store(segment, address, &image[..len], alignment).map_err(NativeFault::Memory)?;
         let state = context.registers().1;
         if registers {
             x87::initialize(state);
@@ -367,6 +377,7 @@ fn xsave<C: NativeContext>(
     let segment = instruction.memory_segment();
     let (wide, long) = (is_wide(instruction), context.mode().long);
     let xss = if supervisor { context.xss() } else { 0 };
+    context.touch(segment, address, 1, true, 1).map_err(NativeFault::Memory)?;
     let mut old_bv = [0; 8];
     if kind != xstate::Kind::Compacted {
         context.load(segment, address.wrapping_add(512), &mut old_bv, 1).map_err(NativeFault::Memory)?;
@@ -374,6 +385,13 @@ fn xsave<C: NativeContext>(
     let (gpr, vector) = context.registers();
     let rfbm = edx_eax(gpr) & (vector.xcr0 | xss);
     let (image, ranges) = xstate::xsave(vector, kind, rfbm, u64::from_le_bytes(old_bv), wide, long);
+    // What can fault does so before anything is stored. Hosts look at the image's last byte early, whether it is written or not.
+    let last = address.wrapping_add(image.len() as u64 - 1);
+    context.touch(segment, last, 1, true, 1).map_err(NativeFault::Memory)?;
+    for range in &ranges {
+        let at = address.wrapping_add(range.start as u64);
+        context.touch(segment, at, range.len() as u64, true, 1).map_err(NativeFault::Memory)?;
+    }
     for range in ranges {
         let at = address.wrapping_add(range.start as u64);
         context.store(segment, at, &image[range], 1).map_err(NativeFault::Memory)?;
@@ -387,6 +405,7 @@ fn xrstor<C: NativeContext>(instruction: &Instruction, context: &mut C, supervis
     let (wide, long) = (is_wide(instruction), context.mode().long);
     let bad = |xstate::BadImage| NativeFault::GeneralProtection;
     let mut header = [0; 64];
+    context.touch(segment, address, 1, false, 1).map_err(NativeFault::Memory)?;
     context.load(segment, address.wrapping_add(512), &mut header, 1).map_err(NativeFault::Memory)?;
     let xss = if supervisor { context.xss() } else { 0 };
     let (gpr, vector) = context.registers();

@@ -1,7 +1,8 @@
 //! Fits the initial registers to an instruction, so that most of its memory operands lie in the data window.
 
 use super::{Builder, LONGEST, pointer};
-use crate::oracle::case::{DATA, FS_BASE, GS_BASE};
+use crate::oracle::case::{DATA, DATA_LEN, FS_BASE, GS_BASE};
+use crate::oracle::images::{self, Image};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 impl Builder {
@@ -46,6 +47,14 @@ impl Builder {
 
     /// Registers that say how much or how far.
     fn fit_values(&mut self, instruction: &Instruction) {
+        if let Some(image @ (Image::Save | Image::Restore)) = images::kind(instruction) {
+            let components = images::components(&mut self.random);
+            self.pin(0, components);
+            self.pin(2, 0);
+            if image == Image::Save {
+                images::put_in_use(&mut self.initial);
+            }
+        }
         if instruction.has_rep_prefix() || instruction.has_repne_prefix() {
             let count = if self.random.percent(80) { self.random.below(40) } else { self.random.below(9000) };
             self.pin(1, count);
@@ -87,7 +96,14 @@ impl Builder {
         bytes: &mut [u8; LONGEST],
         (at, size): (usize, usize),
     ) {
-        let mut target = pointer(&mut self.random, instruction.memory_size().size() as u64);
+        let mut target = match images::kind(instruction) {
+            Some(Image::Save | Image::Restore) => images::place(&mut self.random, DATA, DATA_LEN as u64),
+            _ => pointer(&mut self.random, instruction.memory_size().size() as u64),
+        };
+        if images::kind(instruction) == Some(Image::Restore) {
+            let at = target.wrapping_sub(DATA) as usize;
+            images::write_header(&mut self.random, &mut self.initial.data, at);
+        }
         match instruction.memory_segment() {
             Register::FS => target = target.wrapping_sub(FS_BASE),
             Register::GS => target = target.wrapping_sub(GS_BASE),
