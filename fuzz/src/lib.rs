@@ -12,6 +12,7 @@ pub mod boot_image;
 pub mod devices;
 pub mod execute;
 mod input;
+pub mod net;
 
 pub use input::Input;
 
@@ -19,5 +20,9 @@ pub use input::Input;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: &[Target] =
-    &[("boot_image", boot_image::run), ("devices", devices::run), ("execute", execute::run)];
+pub const TARGETS: &[Target] = &[
+    ("boot_image", boot_image::run),
+    ("devices", devices::run),
+    ("execute", execute::run),
+    ("net", net::run),
+];

@@ -95,3 +95,8 @@ fn hostile_accesses_leave_the_devices_alive() {
 fn hostile_guests_leave_the_interpreter_alive() {
     check("execute");
 }
+
+#[test]
+fn hostile_frames_leave_the_network_alive() {
+    check("net");
+}
