@@ -1,6 +1,7 @@
 //! The command line: flags, their help, and what their values may be. `main` parses it; nothing here does anything.
 
 use crate::disks::Disk;
+use crate::network::{Net, Publish};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -22,6 +23,7 @@ Examples:
   tar c . | ombra run -- tar t
   ombra run -m 2G -k vmlinuz --initramfs initrd.img -a 'console=ttyS0 root=/dev/ram0'
   ombra run -k test.elf --test-devices --no-reboot
+  ombra run -p 8080:80 -- httpd -f -h /etc
   ombra run --disk disk.img -- sh -c 'mount /dev/vda /mnt && ls /mnt'
 
 Without COMMAND and without --kernel, a shell runs in a guest of busybox. With COMMAND, its input, output and errors are
@@ -85,6 +87,19 @@ pub(crate) struct Run {
     /// Disk: FILE[,format=raw|qcow2][,readonly=on][,snapshot=on][,serial=TEXT]; may be repeated, up to 16 times
     #[arg(long, value_name = "FILE", alias = "block", help_heading = "Machine")]
     pub(crate) disk: Vec<Disk>,
+    /// Network: user[,hostfwd=tcp|udp:[IP]:PORT-[IP]:PORT][,host-loopback=on], tap=NAME or socket=PATH, each [,mac=ADDR]
+    #[arg(
+        long,
+        value_name = "NET",
+        alias = "network",
+        num_args = 0..=1,
+        default_missing_value = "user",
+        help_heading = "Machine"
+    )]
+    pub(crate) net: Vec<Net>,
+    /// Publish a port of the guest's: [IP:]HOST:GUEST[/udp], on this host alone without IP; implies --net; may be repeated
+    #[arg(short, long, value_name = "PORTS", help_heading = "Machine")]
+    pub(crate) publish: Vec<Publish>,
     /// Offer the guest 5-level paging (57-bit addresses)
     #[arg(long, help_heading = "Machine")]
     pub(crate) la57: bool,

@@ -34,6 +34,8 @@ pub(crate) struct Contents<'a> {
     pub(crate) busybox: &'a [u8],
     /// Kernel modules, in the order in which they are to be loaded.
     pub(crate) modules: &'a [Module],
+    /// What to do with network cards; may be empty.
+    pub(crate) network: &'a str,
 }
 
 /// The archive.
@@ -63,6 +65,11 @@ pub(crate) fn build(contents: &Contents<'_>) -> io::Result<Vec<u8>> {
     archive.file("ombra/arguments", 0o644, &list(contents.arguments))?;
     archive.file("ombra/environment", 0o644, &list(contents.environment))?;
     archive.file("ombra/size", 0o644, size.as_bytes())?;
+    if !contents.network.is_empty() {
+        archive.file("ombra/network", 0o644, contents.network.as_bytes())?;
+        archive.file("etc/resolv.conf", 0o644, b"")?;
+        archive.file("etc/hosts", 0o644, b"127.0.0.1 localhost\n")?;
+    }
     if !contents.modules.is_empty() {
         archive.folder("ombra/modules")?;
     }
@@ -137,6 +144,7 @@ mod tests {
             environment: &["TERM=dumb".to_owned()],
             size: Some((24, 80)),
             busybox: b"busybox",
+            network: "eth0 dhcp\n",
             modules: &[Module { name: "virtio".to_owned(), bytes: b"ELF".to_vec() }],
         })
         .unwrap();
@@ -147,6 +155,7 @@ mod tests {
         assert_eq!(files["ombra/size"], b"24 80");
         assert_eq!(files["bin/busybox"], b"busybox");
         assert_eq!(files["ombra/modules/000-virtio"], b"ELF");
+        assert_eq!(files["ombra/network"], b"eth0 dhcp\n");
         assert_eq!(files["init"], INIT);
     }
 

@@ -7,9 +7,9 @@ use crate::cli::{Engine as EngineChoice, Run, Serial};
 use crate::guest::{Control, ControlWriter, Forward, Log, LogWriter, Piped};
 use crate::initramfs::{self, Contents, Mode};
 use crate::modules::{self, Module};
-use crate::{find, stats, terminal};
+use crate::{find, network, stats, terminal};
 use anyhow::{Context, Result};
-use control::{BootConfig, Initramfs, MachineConfig, SerialConfig};
+use control::{BootConfig, Initramfs, MachineConfig, NetConfig, SerialConfig};
 use engine::{Engine, EngineError, Setup};
 use interpreter::Interpreter;
 use machine::{Machine, Outcome, Stream, Streams};
@@ -47,6 +47,7 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
         Some(kernel) => kernel.clone(),
         None => find::kernel()?,
     };
+    let nets = network::cards(&flags.net, &flags.publish).map_err(anyhow::Error::msg)?;
     let log = Log::default();
     let control = Control::default();
     let (streams, inputs) = connect(flags, mode, &log, &control)?;
@@ -57,13 +58,14 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
         mitigations: flags.mitigations.into(),
         boot: BootConfig {
             cmdline: cmdline(flags, mode, &kernel),
-            initramfs: initramfs(flags, mode, &kernel)?,
+            initramfs: initramfs(flags, mode, &kernel, &nets)?,
             kernel,
         },
         serial: ports(flags, mode),
         // A command's guest that panics reboots, and that is its end.
         no_reboot: flags.no_reboot || mode.is_some(),
         disks: flags.disk.iter().cloned().map(Into::into).collect(),
+        nets,
         entropy: true,
         test_devices: flags.test_devices,
     };
@@ -142,10 +144,15 @@ fn cmdline(flags: &Run, mode: Option<Mode>, kernel: &Path) -> String {
     [ours, &given].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-fn initramfs(flags: &Run, mode: Option<Mode>, kernel: &Path) -> Result<Option<Initramfs>> {
+fn initramfs(
+    flags: &Run,
+    mode: Option<Mode>,
+    kernel: &Path,
+    nets: &[NetConfig],
+) -> Result<Option<Initramfs>> {
     let Some(mode) = mode else { return Ok(flags.initramfs.clone().map(Initramfs::File)) };
     let shell = ["sh".to_owned(), "-l".to_owned()];
-    let modules = modules(flags, kernel)?;
+    let modules = modules(flags, kernel, nets)?;
     let term = std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned());
     let archive = initramfs::build(&Contents {
         mode,
@@ -154,16 +161,22 @@ fn initramfs(flags: &Run, mode: Option<Mode>, kernel: &Path) -> Result<Option<In
         size: terminal::size(),
         busybox: &find::busybox()?,
         modules: &modules,
+        network: &network::instructions(nets),
     })
     .context("can't build the guest's initramfs")?;
     Ok(Some(Initramfs::Bytes(archive)))
 }
 
 /// The kernel modules that the guest needs for what the flags give it, and those that are asked for.
-fn modules(flags: &Run, kernel: &Path) -> Result<Vec<Module>> {
+fn modules(flags: &Run, kernel: &Path, nets: &[NetConfig]) -> Result<Vec<Module>> {
     let mut names: Vec<&str> = Vec::new();
     if !flags.disk.is_empty() {
         names.push("virtio_blk");
+    }
+    if !nets.is_empty() {
+        names.push("virtio_net");
+        // DHCP's client needs it.
+        names.push("af_packet");
     }
     if !names.is_empty() {
         names.insert(0, "virtio_pci");

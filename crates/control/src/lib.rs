@@ -30,6 +30,8 @@ pub struct MachineConfig {
     pub no_reboot: bool,
     /// Disks (virtio-blk), in the order in which the guest finds them; 16 at most.
     pub disks: Vec<DiskConfig>,
+    /// Network cards (virtio-net), in the order in which the guest finds them.
+    pub nets: Vec<NetConfig>,
     /// An entropy source (virtio-rng) that gives the guest the host's random bytes.
     pub entropy: bool,
     /// The devices that bare-metal test kernels written for QEMU expect.

@@ -33,6 +33,17 @@ pub struct UserNet {
     pub forwards: Vec<Forward>,
 }
 
+impl UserNet {
+    /// The guest's address on its network.
+    pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+    /// Its router, and the host's name there.
+    pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+    /// Its resolver.
+    pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+    /// Bits of the network's address.
+    pub const PREFIX: u32 = 24;
+}
+
 /// A port of the host that leads into the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Forward {

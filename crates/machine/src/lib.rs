@@ -74,6 +74,9 @@ pub enum MachineError {
     /// A disk's image.
     #[error(transparent)]
     Disk(#[from] disk::OpenError),
+    /// A network.
+    #[error(transparent)]
+    Net(#[from] net::NetError),
     /// The CPU engine.
     #[error("the CPU engine failed")]
     Engine(#[from] engine::EngineError),

@@ -5,10 +5,12 @@
 use crate::MachineError;
 use crate::board::{self, Slot};
 use crate::ending::Ending;
-use control::{DiskConfig, DiskFormat};
+use control::{DiskConfig, DiskFormat, NetBackend, NetConfig};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex};
 use virtio::block::Block;
 use virtio::device::Device;
+use virtio::net::Net;
 use virtio::pci::{BAR_BYTES, Transport, Wiring};
 use virtio::rng::Rng;
 use virtio::{OnPanic, Staff};
@@ -30,10 +32,26 @@ pub(crate) fn attach(slot: &mut Slot<'_>) -> Result<(), MachineError> {
     for disk in &config.disks {
         plug(slot, Box::new(block(disk, config.cpus)?))?;
     }
+    for (number, net) in config.nets.iter().enumerate() {
+        let backend = ::net::open(net)?;
+        plug(slot, Box::new(Net::new(mac(net, number), backend)))?;
+    }
     if slot.parts.config.entropy {
         plug(slot, Box::new(Rng))?;
     }
     Ok(())
+}
+
+/// A card's address: the one that was asked for; else, on a network of the guest's own, always the same, and elsewhere one
+/// that nobody else is likely to have.
+fn mac(config: &NetConfig, number: usize) -> [u8; 6] {
+    config.mac.unwrap_or_else(|| match config.backend {
+        NetBackend::User(_) => [0x52, 0x54, 0, 0x12, 0x34, 0x56],
+        NetBackend::Socket(_) | NetBackend::Tap(_) => {
+            let [a, b, c, ..] = RandomState::new().hash_one(number).to_le_bytes();
+            [0x52, 0x54, 0, a, b, c]
+        }
+    })
 }
 
 /// A disk, opened.

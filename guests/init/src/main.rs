@@ -7,7 +7,8 @@
 //! # Agreement with bin/ombra (`bin/ombra/src/guest.rs`)
 //! The initramfs holds `/ombra/mode` (`command`, `terminal` or `shell`), `/ombra/arguments` (NUL after each),
 //! `/ombra/environment` (`NAME=value`, NUL after each), `/ombra/size` (`ROWS COLUMNS`), and in `/ombra/modules` the kernel modules to
-//! load, in the order of their names.
+//! load, in the order of their names; and `/ombra/network`, a line for each network card: `CARD ADDRESS/BITS ROUTER RESOLVER`, or
+//! `CARD dhcp`.
 //! - `command`: the command's stdin comes from ttyS1 and its stdout goes there; its stderr goes to ttyS2. All raw, through
 //!   pipes, so that the command sees what it would see in a shell pipeline.
 //! - `terminal`: the command runs on ttyS1 as its controlling terminal.
@@ -18,8 +19,9 @@
 //!
 //! Threads, in mode `command`: one for each stream, one for ttyS3. No locks but stdin's.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -36,6 +38,7 @@ fn main() {
     mount();
     let _ = Command::new(BUSYBOX).args(["--install", "-s", "/bin"]).status();
     load_modules();
+    network();
     match serial("/dev/ttyS3") {
         Ok(report) => {
             let _ = raw::make_raw(&report);
@@ -86,6 +89,50 @@ fn load_modules() {
         }
         // It lies in memory now, and need not twice.
         let _ = fs::remove_file(&module);
+    }
+}
+
+/// What busybox's DHCP client calls when something has changed.
+const DHCP_SCRIPT: &str = "#!/bin/sh
+case $1 in
+deconfig) ip link set $interface up ;;
+bound | renew)
+    ip addr flush dev $interface
+    ip addr add $ip/${mask:-24} dev $interface
+    for it in $router; do ip route replace default via $it dev $interface; done
+    for it in $dns; do echo nameserver $it; done >/etc/resolv.conf
+    ;;
+esac
+";
+
+/// Sets the network cards up as `/ombra/network` says. What fails shows on the console.
+fn network() {
+    let Ok(text) = fs::read_to_string("/ombra/network") else { return };
+    let busybox = |words: &[&str]| match Command::new(BUSYBOX).args(words).output() {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => {
+            let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            eprintln!("ombra init: `{}`: {why}", words.join(" "));
+        }
+        Err(error) => eprintln!("ombra init: `{}`: {error}", words.join(" ")),
+    };
+    busybox(&["ip", "link", "set", "lo", "up"]);
+    for line in text.lines() {
+        match line.split(' ').collect::<Vec<_>>()[..] {
+            [card, "dhcp"] => {
+                const SCRIPT: &str = "/ombra/dhcp";
+                let _ = fs::write(SCRIPT, DHCP_SCRIPT);
+                let _ = fs::set_permissions(SCRIPT, Permissions::from_mode(0o755));
+                busybox(&["udhcpc", "-q", "-n", "-f", "-t", "5", "-T", "1", "-i", card, "-s", SCRIPT]);
+            }
+            [card, address, router, resolver] => {
+                busybox(&["ip", "link", "set", card, "up"]);
+                busybox(&["ip", "addr", "add", address, "dev", card]);
+                busybox(&["ip", "route", "add", "default", "via", router]);
+                let _ = fs::write("/etc/resolv.conf", format!("nameserver {resolver}\n"));
+            }
+            _ => eprintln!("ombra init: no way to set a network up: {line}"),
+        }
     }
 }
 

@@ -89,6 +89,7 @@ fn config(kernel: &tempfile::NamedTempFile) -> MachineConfig {
         serial: [Some(SerialConfig::Stream), None, None, None],
         no_reboot: false,
         disks: Vec::new(),
+        nets: Vec::new(),
         entropy: false,
         test_devices: true,
     }

@@ -4,22 +4,22 @@
 
 use super::dhcp::Offer;
 use super::host::Host;
+use control::UserNet;
 use smoltcp::wire::EthernetAddress;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// The network's first address; it has [`PREFIX`] bits.
-const NETWORK: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 0);
-const PREFIX: u32 = 24;
 /// The guest's router, and its name for the host.
-pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+pub(super) const GATEWAY: Ipv4Addr = UserNet::GATEWAY;
 /// The guest's resolver.
-pub(super) const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
-/// The guest. Others on its cable get those behind it.
-pub(super) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+pub(super) const RESOLVER: Ipv4Addr = UserNet::RESOLVER;
+/// The guest. Others on its cable get the addresses behind it.
+pub(super) const GUEST: Ipv4Addr = UserNet::GUEST;
 /// Of the gateway and of the resolver: locally administered.
 pub(super) const MAC: EthernetAddress = EthernetAddress([0x52, 0x55, 10, 0, 2, 2]);
 
-const MASK: u32 = u32::MAX << (32 - PREFIX);
+const MASK: u32 = u32::MAX << (32 - UserNet::PREFIX);
+/// The network, as a number.
+const NETWORK: u32 = GATEWAY.to_bits() & MASK;
 /// Of DNS, over UDP and over TCP.
 const DOMAIN: u16 = 53;
 
@@ -39,11 +39,7 @@ pub(super) fn offer() -> Offer {
 pub(super) fn is_guest(address: Ipv4Addr) -> bool {
     let number = u32::from(address);
     let host = number & !MASK;
-    number & MASK == u32::from(NETWORK)
-        && host != 0
-        && host != !MASK
-        && address != GATEWAY
-        && address != RESOLVER
+    number & MASK == NETWORK && host != 0 && host != !MASK && address != GATEWAY && address != RESOLVER
 }
 
 /// Whether ARP is answered for it.
@@ -78,7 +74,7 @@ pub(super) fn way(host: &impl Host, host_loopback: bool, address: Ipv4Addr, port
     }
     let [first, ..] = address.octets();
     // This network, loopback, multicast, and what is reserved (RFC 6890): none of them has a way out through a router.
-    let on_cable = u32::from(address) & MASK == u32::from(NETWORK);
+    let on_cable = u32::from(address) & MASK == NETWORK;
     if on_cable || first == 0 || first == 127 || first >= 224 || port == 0 {
         return Way::Nowhere;
     }
