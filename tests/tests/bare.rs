@@ -186,6 +186,7 @@ impl Bench {
             serial: [Some(SerialConfig::Stream), None, None, None],
             no_reboot: false,
             disks: Vec::new(),
+            nets: Vec::new(),
             entropy: false,
             test_devices: true,
         };

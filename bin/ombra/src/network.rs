@@ -237,13 +237,13 @@ mod tests {
     #[test]
     fn a_published_port_alone_makes_a_network() {
         let publish = ["8080:80".parse().unwrap()];
-        let cards = super::cards(&[], &publish).unwrap();
+        let made = cards(&[], &publish).unwrap();
         assert!(
-            matches!(&cards[..], [NetConfig { backend: NetBackend::User(user), .. }] if user.forwards.len() == 1)
+            matches!(&made[..], [NetConfig { backend: NetBackend::User(user), .. }] if user.forwards.len() == 1)
         );
-        assert!(super::cards(&["tap=t".parse().unwrap()], &publish).is_err());
-        assert!(super::cards(&["user".parse().unwrap(), "user".parse().unwrap()], &[]).is_err());
-        assert_eq!(super::cards(&[], &[]), Ok(Vec::new()));
-        assert_eq!(instructions(&cards), "eth0 10.0.2.15/24 10.0.2.2 10.0.2.3\n");
+        assert!(cards(&["tap=t".parse().unwrap()], &publish).is_err());
+        assert!(cards(&["user".parse().unwrap(), "user".parse().unwrap()], &[]).is_err());
+        assert_eq!(cards(&[], &[]), Ok(Vec::new()));
+        assert_eq!(instructions(&made), "eth0 10.0.2.15/24 10.0.2.2 10.0.2.3\n");
     }
 }

@@ -12,6 +12,7 @@ mod disks;
 mod jits;
 mod kernels;
 mod lifecycle;
+mod network;
 mod patching;
 mod process;
 mod terminals;
@@ -57,8 +58,16 @@ fn main() -> ExitCode {
     let long = std::env::var_os("OMBRA_LONG").is_some_and(|value| value == "1");
     let binary = std::env::var_os("OMBRA_BIN").map(PathBuf::from).filter(|path| path.is_file());
     let folder = cache.join("guests");
-    let tests =
-        [kernels::TESTS, commands::TESTS, lifecycle::TESTS, terminals::TESTS, patching::TESTS, jits::TESTS, disks::TESTS];
+    let tests = [
+        kernels::TESTS,
+        commands::TESTS,
+        lifecycle::TESTS,
+        network::TESTS,
+        terminals::TESTS,
+        patching::TESTS,
+        jits::TESTS,
+        disks::TESTS,
+    ];
     let mut trials = Vec::new();
     for &(name, files, test) in tests.into_iter().flatten() {
         let missing = match &binary {

@@ -329,3 +329,63 @@ fn a_new_driver_finds_no_flows_of_the_old_one() {
     let (mut peer, _) = server.accept().unwrap();
     assert_eq!(peer.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
+
+/// This host, but for its resolvers.
+struct Resolving(Os, Vec<SocketAddr>);
+
+impl Host for Resolving {
+    fn now(&self) -> Duration {
+        self.0.now()
+    }
+    fn poll(&mut self, events: &mut Vec<Event>) {
+        self.0.poll(events);
+    }
+    fn connect(&mut self, to: SocketAddr, token: u64) -> std::io::Result<Box<dyn host::Stream>> {
+        self.0.connect(to, token)
+    }
+    fn datagrams(&mut self, to: SocketAddr, token: u64) -> std::io::Result<Box<dyn host::Datagrams>> {
+        self.0.datagrams(to, token)
+    }
+    fn echo(&mut self, to: Ipv4Addr, token: u64) -> std::io::Result<Box<dyn host::Datagrams>> {
+        self.0.echo(to, token)
+    }
+    fn listen(&mut self, at: SocketAddr, token: u64) -> std::io::Result<Box<dyn host::Listener>> {
+        self.0.listen(at, token)
+    }
+    fn bind(&mut self, at: SocketAddr, token: u64) -> std::io::Result<Box<dyn host::Datagrams>> {
+        self.0.bind(at, token)
+    }
+    fn is_own(&self, address: Ipv4Addr) -> bool {
+        self.0.is_own(address)
+    }
+    fn resolvers(&mut self) -> Vec<SocketAddr> {
+        self.1.clone()
+    }
+}
+
+#[test]
+fn questions_go_to_the_hosts_resolvers_and_answers_come_from_the_guests() {
+    let server = UdpSocket::bind((LOCAL, 0)).unwrap();
+    server.set_nonblocking(true).unwrap();
+    let host = Resolving(Os::new().unwrap(), vec![server.local_addr().unwrap()]);
+    let mut machine = Machine::over(Nat::new(host, &UserNet::default(), 1).unwrap());
+    machine.send_datagram(4000, (RESOLVER, 53), b"where is it?");
+    let mut buffer = [0; 64];
+    let mut asked = None;
+    machine.until(|_| {
+        asked = server.recv_from(&mut buffer).ok();
+        asked.is_some()
+    });
+    let (length, from) = asked.unwrap();
+    assert_eq!(&buffer[..length], b"where is it?");
+    server.send_to(b"there", from).unwrap();
+    let mut answer = None;
+    machine.until(|machine| {
+        answer = machine.datagram();
+        answer.is_some()
+    });
+    assert_eq!(answer, Some(((RESOLVER, 53), 4000, b"there".to_vec())));
+    // Nothing else of the resolver's is there.
+    machine.send_datagram(4001, (RESOLVER, 54), b"?");
+    machine.until(|machine| machine.icmp().is_some());
+}

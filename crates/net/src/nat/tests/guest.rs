@@ -1,5 +1,6 @@
 //! A guest in these tests: smoltcp on the other end of the cable, UDP, ICMP and DHCP by hand.
 
+use super::super::host::Host;
 use super::super::packet::{self, Ends, IPV4};
 use super::super::policy::{self, GATEWAY, GUEST};
 use super::super::reassembly::Reassembly;
@@ -24,8 +25,8 @@ const OUT: Ends = Ends { source: MAC, destination: policy::MAC };
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A machine with a network card, and what the card is plugged into.
-pub(super) struct Machine {
-    pub(super) nat: Nat<Os>,
+pub(super) struct Machine<H = Os> {
+    pub(super) nat: Nat<H>,
     interface: Interface,
     sockets: SocketSet<'static>,
     card: Card,
@@ -53,13 +54,19 @@ pub(super) struct Lease {
 
 impl Machine {
     pub(super) fn new(config: &UserNet) -> Self {
+        Self::over(Nat::open(config).unwrap())
+    }
+}
+
+impl<H: Host> Machine<H> {
+    pub(super) fn over(nat: Nat<H>) -> Self {
         let mut card = Card::default();
         let mut interface =
             Interface::new(Config::new(HardwareAddress::Ethernet(MAC)), &mut card, Instant::ZERO);
         interface.update_ip_addrs(|list| list.push(IpCidr::new(GUEST.into(), 24)).unwrap());
         interface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
         Self {
-            nat: Nat::open(config).unwrap(),
+            nat,
             interface,
             sockets: SocketSet::new(Vec::new()),
             card,
