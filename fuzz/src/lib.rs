@@ -10,9 +10,11 @@
 
 pub mod boot_image;
 pub mod devices;
+pub mod disk_image;
 pub mod execute;
 mod input;
 pub mod net;
+pub mod virtio;
 
 pub use input::Input;
 
@@ -23,6 +25,8 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("boot_image", boot_image::run),
     ("devices", devices::run),
+    ("disk_image", disk_image::run),
     ("execute", execute::run),
     ("net", net::run),
+    ("virtio", virtio::run),
 ];

@@ -97,6 +97,16 @@ fn hostile_guests_leave_the_interpreter_alive() {
 }
 
 #[test]
+fn hostile_disk_images_are_refused_or_used() {
+    check("disk_image");
+}
+
+#[test]
+fn hostile_drivers_leave_virtio_devices_alive() {
+    check("virtio");
+}
+
+#[test]
 fn hostile_frames_leave_the_network_alive() {
     check("net");
 }
