@@ -157,6 +157,27 @@ fault:  mov     eax, [DATA]
 #: expect  pte(DATA) = DATA | P | US
 fault:  mov     [DATA], eax
 
+#: case    a misaligned MOVAPS sets no dirty bit
+#: manual  SDM 3A 4.8, 2B MOVAPS
+#: mode    long
+#: pte     DATA = DATA | P | RW | US | A
+#: ends    #GP(0) at fault
+#: expect  pte(DATA) = DATA | P | RW | US | A
+        mov     eax, [DATA]
+fault:  movaps  [DATA + 8], xmm0
+
+#: case    a page written in a loop is dirty
+#: manual  SDM 3A 4.8
+#: mode    long
+#: pte     DATA = DATA | P | RW | US
+#: expect  pte(DATA) = DATA | P | RW | US | A | D, dword(DATA) = 100
+        mov     ecx, 100
+again:  inc     dword ptr [DATA]
+        movaps  [DATA + 16], xmm0
+        dec     ecx
+        jnz     again
+        hlt
+
 #: case    a compare-exchange that fails sets the dirty bit all the same
 #: manual  SDM 2A CMPXCHG; 3A 4.8
 #: mode    long

@@ -274,15 +274,16 @@ impl Core {
         &mut self.cpu().state.vector
     }
 
-    /// Translates a linear address for a data access of the running code, setting A and D bits as the access would. `None` where it
-    /// faults, isn't RAM, or has to be watched.
+    /// Translates a linear address for a data access of the running code, setting A bits as the access would. `None` where it faults,
+    /// isn't RAM, or has to be watched. D bits aren't set: who writes first to a page may fault yet for another reason, and the
+    /// page can't be written then as far as this is concerned.
     pub fn map(&mut self, address: u64, write: bool, io: &mut dyn Platform) -> Option<Mapping> {
         let cpu = self.cpu();
         if cpu.long_mode && !cpu.is_canonical(address) {
             return None;
         }
         let cr2 = cpu.state.cr2;
-        let intent = if write { Intent::Write } else { Intent::Read };
+        let intent = if write { Intent::Foresee } else { Intent::Read };
         let Ok(walked) = cpu.walk(address, intent, Actor::Explicit, io) else {
             // The instruction itself will fault, or not.
             cpu.state.cr2 = cr2;

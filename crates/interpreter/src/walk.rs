@@ -17,6 +17,8 @@ pub(crate) enum Intent {
     Read,
     Write,
     Fetch,
+    /// As [`Intent::Write`], but for an engine that asks in advance: sets no D bit, so [`Walked::may_write`] says whether it was set.
+    Foresee,
 }
 
 /// Who does it: the instruction itself at its CPL, or the CPU on its behalf as supervisor (descriptor tables, TSS).
@@ -162,7 +164,7 @@ impl Cpu {
                 Intent::Fetch => !execute_disable && (user || !user_page || self.state.cr4 & cr4::SMEP == 0),
                 _ if smap_hit => false,
                 Intent::Read => key_read,
-                Intent::Write => may_write,
+                Intent::Write | Intent::Foresee => may_write,
             };
             if !permitted {
                 let ordinary = match intent {
@@ -170,13 +172,13 @@ impl Cpu {
                     Intent::Fetch => false,
                     _ if smap_hit => false,
                     Intent::Read => true,
-                    Intent::Write => writable || !write_protect,
+                    Intent::Write | Intent::Foresee => writable || !write_protect,
                 };
                 // PK is set when the protection key alone, or too, denies it (SDM 3A 4.7).
                 let key_denies = match intent {
                     Intent::Fetch => false,
                     Intent::Read => !key_read,
-                    Intent::Write => !(key_read && key_write),
+                    Intent::Write | Intent::Foresee => !(key_read && key_write),
                 };
                 let pk = if key_denies && (ordinary || user_page) { fault::PK } else { 0 };
                 return deny(self, fault::P | pk);

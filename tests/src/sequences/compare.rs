@@ -12,28 +12,6 @@ use std::fmt::Write;
 use x86::paging::pte;
 use x86::{CpuState, Rflags};
 
-/// Whether two runs differ only in that the other engine has set dirty flags early: for a store that then faults because it
-/// is misaligned. A processor does not.
-#[must_use]
-pub(super) fn is_known(
-    one: &Outcome,
-    other: &Outcome,
-    judge: &Judge<'_>,
-    differences: &[Difference],
-) -> bool {
-    if judge.early == Early::Neither || differences.len() != 1 {
-        return false;
-    }
-    let (mut a, mut b) = (one.ram.clone(), other.ram.clone());
-    judge.forgive(&mut a, &mut b, one.state.rip);
-    let bytes = judge.world.mode.entry_bytes() as usize;
-    a.iter().zip(&b).enumerate().all(|(at, (&a, &b))| {
-        let entry = at >= LOW_RAM as usize && (at - LOW_RAM as usize).is_multiple_of(bytes);
-        let dirtier = if judge.early == Early::Either { a | b } else { b };
-        a == b || entry && a ^ b == pte::D as u8 && dirtier & pte::D as u8 != 0
-    })
-}
-
 /// The first piece in which two runs differ.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Difference {

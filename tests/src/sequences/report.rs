@@ -26,8 +26,6 @@ pub struct Report {
     pub calls: BTreeMap<String, u64>,
     /// Cases that differed.
     pub mismatches: u64,
-    /// Cases that differed in what is known to be wrong: dirty flags set for stores that then fault.
-    pub known: u64,
     /// What differed first, by kind.
     pub families: BTreeMap<String, u64>,
     /// The first cases that differed, shrunk, as text.
@@ -68,22 +66,11 @@ impl Report {
 
     /// Adds another report to this one.
     pub(super) fn merge(&mut self, other: Self, details: usize) {
-        let Self {
-            cases,
-            instructions,
-            ends,
-            modes,
-            vectors,
-            calls,
-            mismatches,
-            known,
-            families,
-            details: texts,
-        } = other;
+        let Self { cases, instructions, ends, modes, vectors, calls, mismatches, families, details: texts } =
+            other;
         self.cases += cases;
         self.instructions += instructions;
         self.mismatches += mismatches;
-        self.known += known;
         for (mine, theirs) in [
             (&mut self.ends, ends),
             (&mut self.modes, modes),

@@ -248,6 +248,8 @@ impl Filler {
         // SAFETY: set by `run`, which is on this thread's stack below and doesn't use it meanwhile.
         let io = unsafe { io.as_mut() };
         let write = bytes != 0;
+        // A page that is written for the first time is the reference's, and has its entry from the next write on: the instruction
+        // may fault yet, for its operand's alignment, and would have set the D bit.
         let Some(mapping) = self.core.map(address, write, io) else { return 0 };
         let derived = self.memory.is_derived(mapping.ram);
         if !mapping.read || write && (!mapping.write || derived && bytes == WHOLE_PAGE) {
