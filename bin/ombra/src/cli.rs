@@ -147,6 +147,10 @@ pub(crate) struct Run {
     /// Print the translation of the code at this address (linear, hexadecimal) when it is made; may be repeated
     #[arg(long, value_name = "ADDR", value_parser = address, help_heading = "Messages")]
     pub(crate) dump_translation: Vec<u64>,
+    /// Switch a mechanism of translation, to measure it or to check it: spaces=off drops address spaces that the guest leaves,
+    /// check=on compares what is held of them with fresh page walks (with one vCPU); may be repeated
+    #[arg(long, value_name = "NAME=on|off", help_heading = "Messages")]
+    pub(crate) feature: Vec<Feature>,
     /// No messages but errors
     #[arg(short, long, conflicts_with = "verbose", help_heading = "Messages")]
     pub(crate) quiet: bool,
@@ -209,6 +213,30 @@ impl FromStr for Serial {
             None if text == "null" || text == "none" => Ok(Serial::Null),
             Some(("file", path)) if !path.is_empty() => Ok(Serial::File(path.into())),
             _ => Err("wants stdio, file:PATH or null".to_owned()),
+        }
+    }
+}
+
+/// A mechanism of translation, on or off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Feature {
+    Spaces(bool),
+    Check(bool),
+}
+
+impl FromStr for Feature {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Feature, String> {
+        let (name, on) = match text.split_once('=') {
+            Some((name, "on")) => (name, true),
+            Some((name, "off")) => (name, false),
+            _ => return Err("wants NAME=on or NAME=off".to_owned()),
+        };
+        match name {
+            "spaces" => Ok(Feature::Spaces(on)),
+            "check" => Ok(Feature::Check(on)),
+            _ => Err("there are spaces and check".to_owned()),
         }
     }
 }
@@ -319,6 +347,15 @@ mod tests {
         assert_eq!("1g".parse(), Ok(Memory(1 << 30)));
         assert_eq!("2GiB".parse(), Ok(Memory(2 << 30)));
         assert_eq!("1T".parse(), Ok(Memory(1 << 40)));
+    }
+
+    #[test]
+    fn features_are_on_or_off() {
+        let run = run(&["--feature", "spaces=off", "--feature", "check=on"]);
+        assert_eq!(run.feature, [Feature::Spaces(false), Feature::Check(true)]);
+        for text in ["", "spaces", "spaces=", "spaces=yes", "=on", "other=on"] {
+            assert!(text.parse::<Feature>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -3,12 +3,12 @@
 //! The main thread runs the machine. A thread takes signals, one forwards stdin; both stop the machine through [`Stopper`].
 //! Three plans: a bare kernel with COM1 as `--serial` says; a shell in an initramfs of ours; a command in one.
 
-use crate::cli::{Engine as EngineChoice, Run, Serial};
+use crate::cli::{Engine as EngineChoice, Feature, Run, Serial};
 use crate::guest::{Control, ControlWriter, Forward, Log, LogWriter, Piped};
 use crate::initramfs::{self, Contents, Mode};
 use crate::modules::{self, Module};
 use crate::{find, network, stats, terminal};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use control::{BootConfig, Initramfs, MachineConfig, NetConfig, SerialConfig};
 use engine::{Engine, EngineError, Setup};
 use interpreter::Interpreter;
@@ -344,6 +344,13 @@ fn translation(flags: &Run) -> Result<translator::Options> {
         }),
         ..translator::Options::default()
     };
+    for feature in &flags.feature {
+        match *feature {
+            Feature::Spaces(on) => options.keep_spaces = on,
+            Feature::Check(on) if on && flags.cpus > 1 => bail!("--feature check=on wants one vCPU"),
+            Feature::Check(on) => options.check_entries = on,
+        }
+    }
     if let Some(cache) = flags.code_cache {
         options.code_cache = cache.share(flags.cpus).map_err(anyhow::Error::msg)?;
     }

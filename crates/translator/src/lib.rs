@@ -62,6 +62,8 @@ pub struct Options {
     pub count_fallbacks: bool,
     /// Prints some translations when they are made.
     pub dump: Option<Dump>,
+    /// Address spaces are kept when the guest leaves them. Without it a load of CR3 drops what isn't global, which is right and slow.
+    pub keep_spaces: bool,
     /// Whenever an address space is entered, what is held of it is compared with fresh walks; a difference ends the process. Slow,
     /// and for one vCPU: another's changes in between would count as differences.
     pub check_entries: bool,
@@ -97,6 +99,7 @@ impl Default for Options {
             rewrites: 4,
             count_fallbacks: false,
             dump: None,
+            keep_spaces: true,
             check_entries: false,
             without: Without::NOTHING,
         }

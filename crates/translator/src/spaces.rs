@@ -73,11 +73,14 @@ pub(crate) struct Spaces {
     clock: u64,
     chance: Chance,
     counts: Counts,
+    /// Otherwise translations are only dropped.
+    keeps: bool,
 }
 
 impl Spaces {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(keeps: bool) -> Self {
         Self {
+            keeps,
             kept: HashMap::new(),
             root: 0,
             here: Space::default(),
@@ -126,6 +129,11 @@ impl Spaces {
         if all {
             filler.take(true, &mut self.global.data);
             cells.doubt_side(true, &mut self.global.code, context);
+        }
+        if !self.keeps {
+            self.here = Space::default();
+            self.global = Space::default();
+            return;
         }
         let root = filler.core.root();
         if root == self.root {
@@ -277,7 +285,7 @@ mod tests {
 
     #[test]
     fn the_address_space_that_was_left_first_is_forgotten_first() {
-        let mut spaces = Spaces::new();
+        let mut spaces = Spaces::new(true);
         for root in 1..=MOST_SPACES as u64 + 2 {
             spaces.change(root << 12);
             spaces.here.data[0].push(root);

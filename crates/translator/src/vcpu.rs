@@ -138,7 +138,7 @@ impl TranslatedVcpu {
                 fallbacks: options.count_fallbacks.then(Fallbacks::default),
                 ..Counts::default()
             },
-            spaces: Spaces::new(),
+            spaces: Spaces::new(options.keep_spaces),
             next: None,
             left: None,
             translated: 0,
