@@ -267,11 +267,13 @@ impl Inner {
         if traits.waits && x87::pending(context.registers().1) {
             return Err(NativeFault::X87);
         }
-        let mut place = operand::Place { segment: instruction.memory_segment(), offset: 0, alignment: 1 };
+        let mut place =
+            operand::Place { segment: instruction.memory_segment(), offset: 0, alignment: 1, element: 1 };
         let mut touched = u64::MAX;
         if let Some(plan) = &traits.memory {
             place.offset = context.operand_address();
             place.alignment = u64::from(plan.check);
+            place.element = usize::from(plan.element).max(1);
             if plan.elements != Elements::All {
                 touched = plan.active_bytes(context.registers().1);
             }

@@ -15,6 +15,8 @@ pub(super) struct Place {
     pub(super) offset: u64,
     /// What #AC asks for.
     pub(super) alignment: u64,
+    /// Bytes of its elements, at least 1.
+    pub(super) element: usize,
 }
 
 impl Place {
@@ -34,8 +36,8 @@ impl Place {
         let (first, last) = (self.at(first as usize), self.at(last as usize));
         context.reachable(self.segment, first)?;
         if let Err(fault) = context.reachable(self.segment, last) {
-            let (at, len) = runs(bytes).next().unwrap_or((0, 1));
-            if Host::get().amd && context.reachable(self.segment, self.at(at + len - 1)).is_ok() {
+            let end = first.wrapping_add(self.element as u64 - 1);
+            if Host::get().amd && context.reachable(self.segment, end).is_ok() {
                 context.touch(self.segment, first, 1, write, 1)?;
             }
             return Err(fault);

@@ -208,7 +208,7 @@ fn environment<C: NativeContext>(
         return Err(NativeFault::X87);
     }
     let address = context.operand_address();
-    let place = Place { segment, offset: address, alignment: if wide { 4 } else { 2 } };
+    let place = Place { segment, offset: address, alignment: if wide { 4 } else { 2 }, element: 1 };
     place.load_image(context, &mut image[..len]).map_err(NativeFault::Memory)?;
     let state = context.registers().1;
     x87::load_environment(state, &image[..head], wide, protected);
@@ -353,7 +353,7 @@ fn masked_move<C: NativeContext>(instruction: &Instruction, context: &mut C) -> 
         }
     }
     let bytes = (0..len).fold(0, |bytes, i| bytes | u64::from(select[i] >> 7) << i);
-    let place = Place { segment, offset: address, alignment: 8 };
+    let place = Place { segment, offset: address, alignment: 8, element: 1 };
     if mmx {
         x87::enter_mmx(context.registers().1);
     }
