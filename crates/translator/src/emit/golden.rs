@@ -140,6 +140,10 @@ fn golden_registers() {
             &[0x88, 0xc5],                               // mov ch, al
             &[0xd3, 0xe0],                               // shl eax, cl
             &[0x49, 0xd3, 0xea],                         // shr r10, cl
+            &[0x45, 0x01, 0xeb],                         // add r11d, r13d
+            &[0x4c, 0x89, 0xe8],                         // mov rax, r13
+            &[0x4c, 0x39, 0xe8],                         // cmp rax, r13
+            &[0x49, 0xff, 0xc5],                         // inc r13
             &[0x49, 0xd3, 0xe5],                         // shl r13, cl
             &[0x48, 0xd3, 0xe1],                         // shl rcx, cl
             &[0x48, 0x0f, 0xa5, 0xd8],                   // shld rax, rbx, cl

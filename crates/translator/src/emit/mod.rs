@@ -30,6 +30,7 @@ mod memory;
 mod plain;
 mod privilege;
 mod same;
+mod slots;
 mod stack;
 mod string;
 mod system;

@@ -3,7 +3,7 @@
 //! The integer ones are on a list. Vector and x87 ones are those that the reference runs natively too, with one explicit
 //! memory operand or none.
 
-use super::{Emitted, Emitter, Flow, NotEmitted, VectorLevel, host, is_high_byte, number};
+use super::{Emitted, Emitter, Flow, NotEmitted, VectorLevel, host, is_high_byte, number, slots};
 use crate::asm::*;
 use crate::context::gpr;
 use iced_x86::{Code, EncodingKind, Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Register};
@@ -339,9 +339,11 @@ impl Emitter<'_> {
     /// add rax,rbx
     ///   add rax,rbx
     /// add r11,r13
+    ///   mov rcx,gs:[guest.r13]
+    ///   add gs:[guest.r11],rcx
+    /// add r11d,r13d
     ///   mov rcx,gs:[guest.r11]
-    ///   mov r11,gs:[guest.r13]
-    ///   add rcx,r11
+    ///   add ecx,gs:[guest.r13]
     ///   mov gs:[guest.r11],rcx
     /// shl eax,cl
     ///   mov rcx,r9
@@ -356,6 +358,16 @@ impl Emitter<'_> {
         let mut own = *instruction;
         long_form(&mut own);
         own.set_segment_prefix(Register::None);
+        if plan.memory.is_none() && is_integer(instruction) && !plan.stands.is_empty() {
+            let mut written = [false; 16];
+            for stand in &plan.stands {
+                written[stand.guest] = stand.writes;
+            }
+            if let Some((other, guest)) = slots::in_place(&own, &written) {
+                own = other;
+                plan.stands.retain(|stand| stand.guest != guest);
+            }
+        }
         let mut window = plan.memory.and_then(|(bytes, write)| self.choose_window(instruction, bytes, write));
         let scratch = match plan.memory {
             None => Scratch { first: Some(RCX), second: Some(R11), merged: None },
