@@ -10,21 +10,20 @@
 //! Left out: legacy and transitional interfaces, packed rings, resets of single rings, notification data, rings that are given
 //! up when the function may not master the bus.
 
+mod life;
 mod registers;
 mod spec;
 #[cfg(test)]
 mod tests;
 
 use crate::device::{Device, Start};
-use crate::interrupt::{NO_VECTOR, Signals};
+use crate::interrupt::Signals;
 use crate::queue::Queue;
 use crate::threads::{OnPanic, Staff, Threads};
-use chipset::device::{decode, encode};
-use chipset::pci::{Decode, Endpoint, EndpointState, Identity, Interrupts, PciFunction};
-use chipset::{At, BusDevice, BusFault, Line, MsiSink, RestoreError, Saved, WindowId};
+use chipset::pci::{Decode, Endpoint, Identity, Interrupts, PciFunction};
+use chipset::{At, BusDevice, BusFault, Line, MsiSink, WindowId};
 use memory::GuestMemory;
 use registers::Registers;
-use serde::{Deserialize, Serialize};
 use spec::{capability, common, feature};
 use std::sync::Arc;
 
@@ -62,18 +61,6 @@ enum Phase {
     Running,
     /// The driver has reset the device, whose threads have not all ended.
     Stopping,
-}
-
-/// Guest-visible state.
-#[derive(Serialize, Deserialize)]
-struct State {
-    endpoint: EndpointState,
-    registers: Registers,
-    isr: u8,
-    config_vector: u16,
-    queue_vectors: Vec<u16>,
-    needs_reset: bool,
-    device: Vec<u8>,
 }
 
 /// A virtio device on PCI.
@@ -380,73 +367,5 @@ impl PciFunction for Transport {
             self.endpoint.read(u16::from(self.window) + 16, &mut value);
             let _ = self.write_bar(at, &value[..len]);
         }
-    }
-}
-
-impl chipset::Device for Transport {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn reset(&mut self) {
-        self.stop();
-        self.registers = Registers::new(&self.sizes);
-        self.signals.reset();
-        self.endpoint.reset();
-    }
-
-    fn quiesce(&mut self) {
-        let resetting = self.phase == Phase::Stopping;
-        self.stop();
-        if resetting {
-            self.try_finish_reset();
-        }
-        self.quiesced = true;
-    }
-
-    fn resume(&mut self) {
-        self.quiesced = false;
-        if self.registers.is_running() {
-            self.start();
-        }
-    }
-
-    fn save(&self) -> Saved {
-        let (isr, config_vector, queue_vectors) = self.signals.save();
-        encode(&State {
-            endpoint: self.endpoint.save(),
-            registers: self.registers.clone(),
-            isr,
-            config_vector,
-            queue_vectors,
-            needs_reset: self.signals.needs_reset(),
-            device: self.device.save().0,
-        })
-    }
-
-    fn restore(&mut self, saved: &Saved) -> Result<(), RestoreError> {
-        let state: State = decode("virtio", saved)?;
-        let impossible = |what| RestoreError::Impossible { device: "virtio", what };
-        if !state.registers.is_possible(&self.sizes, self.offered()) {
-            return Err(impossible("registers of another device"));
-        }
-        let possible = |vector: &u16| *vector == NO_VECTOR || *vector < self.interrupts.vectors();
-        if state.queue_vectors.len() != self.sizes.len()
-            || !state.queue_vectors.iter().chain([&state.config_vector]).all(possible)
-        {
-            return Err(impossible("interrupt vectors"));
-        }
-        let before = self.endpoint.save();
-        if !self.endpoint.restore(&state.endpoint) {
-            return Err(impossible("configuration space of another device"));
-        }
-        if let Err(error) = self.device.restore(&Saved(state.device)) {
-            let _ = self.endpoint.restore(&before);
-            return Err(error);
-        }
-        self.stop();
-        self.registers = state.registers;
-        self.signals.restore(state.isr, state.config_vector, &state.queue_vectors, state.needs_reset);
-        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use chipset::Device as _;
+use chipset::{Device as _, RestoreError, Saved};
 use proptest::prelude::*;
 
 use super::*;
