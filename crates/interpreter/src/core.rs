@@ -115,13 +115,15 @@ impl Core {
         cpu.select_tlb();
     }
 
-    /// The GS base in force and IA32_KERNEL_GS_BASE, which SWAPGS exchanges.
+    /// The FS and GS bases in force, and IA32_KERNEL_GS_BASE, which SWAPGS exchanges.
     #[inline]
-    pub fn set_gs_bases(&mut self, base: u64, kernel: u64) {
+    pub fn set_bases(&mut self, fs: u64, gs: u64, kernel: u64) {
         let cpu = self.cpu();
-        if cpu.segment_base[seg::GS] != base {
-            cpu.state.segments[seg::GS].base = base;
-            cpu.segment_base[seg::GS] = base;
+        for (slot, base) in [(seg::FS, fs), (seg::GS, gs)] {
+            if cpu.segment_base[slot] != base {
+                cpu.state.segments[slot].base = base;
+                cpu.segment_base[slot] = base;
+            }
         }
         cpu.state.kernel_gs_base = kernel;
     }

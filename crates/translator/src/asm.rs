@@ -261,6 +261,16 @@ impl Asm {
         self.raw(&[0x89, 0xc0 | from.low() << 3 | to.low()]);
     }
 
+    /// The low 16 bits alone.
+    pub(crate) fn mov16(&mut self, to: Reg, from: Reg) {
+        self.raw(&[0x66]);
+        let rex = from.high() << 2 | to.high();
+        if rex != 0 {
+            self.raw(&[0x40 | rex]);
+        }
+        self.raw(&[0x89, 0xc0 | from.low() << 3 | to.low()]);
+    }
+
     pub(crate) fn mov_immediate(&mut self, reg: Reg, value: u64) {
         if let Ok(value) = u32::try_from(value) {
             if reg.high() != 0 {
@@ -307,6 +317,13 @@ impl Asm {
     /// MOVSX: 8 bits sign-extended to 64.
     pub(crate) fn sign_extend_byte(&mut self, to: Reg, from: Reg) {
         self.raw(&[0x48 | to.high() << 2 | from.high(), 0x0f, 0xbe, 0xc0 | to.low() << 3 | from.low()]);
+    }
+
+    /// SHLX of 64 bits.
+    pub(crate) fn shlx(&mut self, to: Reg, from: Reg, by: Reg) {
+        // VEX.LZ.66.0F38.W1 F7 /r
+        let first = (1 - to.high()) << 7 | 0x40 | (1 - from.high()) << 5 | 2;
+        self.raw(&[0xc4, first, 0x80 | (!by.0 & 15) << 3 | 1, 0xf7, 0xc0 | to.low() << 3 | from.low()]);
     }
 
     /// SARX of 64 bits.

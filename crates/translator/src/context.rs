@@ -113,6 +113,8 @@ pub(crate) struct Context {
     pub(crate) can_sysret: u64,
     pub(crate) can_return: u64,
     pub(crate) can_return_out: u64,
+    /// Whether (not zero) RDFSBASE and its kin are allowed.
+    pub(crate) can_base: u64,
     /// SYSCALL's target, the flags that it keeps, and the selectors that it loads and that SYSRET loads: CS and SS.
     pub(crate) syscall_target: u64,
     pub(crate) syscall_keeps: u64,
@@ -275,8 +277,8 @@ const fn size_of_field<T>(_: fn(&Context) -> &T) -> usize {
 }
 
 /// Offset, size and name of each field.
-static FIELDS: [(usize, usize, &str); 69] = fields! {
-    gpr flags system_flags alignment_flag interrupt_flag calm proceed host_rsp stack_starts stack_start user_stack target reason argument r11 held pushed last_return fill fill_bytes vcpu filled cross_size saved bounce cross_at cross_bounce cross_entries sign_bits mixed_signs page_mask cross_masks offset_mask outside_mask watched_mask granule_mask one sign_mask left target_mask segment_base tsc_offset kernel_gs_base tsc_aux selectors control after_sti popf_mask interrupt_mask bit_masks user loaded can_syscall can_sysret can_return can_return_out syscall_target syscall_keeps syscall_selectors sysret_selectors returns careful_flags epoch writes_seen views vector_ready vector_saved xsave_mask host_mxcsr
+static FIELDS: [(usize, usize, &str); 70] = fields! {
+    gpr flags system_flags alignment_flag interrupt_flag calm proceed host_rsp stack_starts stack_start user_stack target reason argument r11 held pushed last_return fill fill_bytes vcpu filled cross_size saved bounce cross_at cross_bounce cross_entries sign_bits mixed_signs page_mask cross_masks offset_mask outside_mask watched_mask granule_mask one sign_mask left target_mask segment_base tsc_offset kernel_gs_base tsc_aux selectors control after_sti popf_mask interrupt_mask bit_masks user loaded can_syscall can_sysret can_return can_return_out can_base syscall_target syscall_keeps syscall_selectors sysret_selectors returns careful_flags epoch writes_seen views vector_ready vector_saved xsave_mask host_mxcsr
 };
 
 macro_rules! field {

@@ -74,6 +74,7 @@ impl Crossing {
         context.can_syscall = u64::from(inwards && fast.is_some());
         context.can_sysret = u64::from(outwards && fast.is_some());
         context.can_return = u64::from(mode.long && !state.nmi_blocked);
+        context.can_base = u64::from(state.cr4 & cr4::FSGSBASE != 0);
         context.can_return_out = u64::from(outwards && core.keeps_data_segments());
     }
 

@@ -511,7 +511,7 @@ impl TranslatedVcpu {
         let system = context.system_flags | context.interrupt_flag | context.alignment_flag;
         let system = Rflags::from_bits_truncate(system);
         core.set_system_flags(system | flags & Rflags::DF | Rflags::ONE);
-        core.set_gs_bases(context.segment_base[seg::GS], context.kernel_gs_base);
+        core.set_bases(context.segment_base[seg::FS], context.segment_base[seg::GS], context.kernel_gs_base);
         if let Some(left) = &mut self.left {
             self.translated += *left - context.left;
             *left = context.left;

@@ -321,19 +321,26 @@ fn golden_system() {
         KERNEL,
         false,
         &[
-            &[0xfa],             // cli
-            &[0xfb, 0x90],       // sti; nop
-            &[0x9c],             // pushfq
-            &[0x9d],             // popfq
-            &[0x0f, 0x01, 0xcb], // stac
-            &[0x0f, 0x01, 0xca], // clac
-            &[0x0f, 0x01, 0xf8], // swapgs
-            &[0x0f, 0x31],       // rdtsc
-            &[0x0f, 0x01, 0xf9], // rdtscp
-            &[0x0f, 0x20, 0xd8], // mov rax, cr3
-            &[0x0f, 0x05],       // syscall, which is only user code's
-            &[0x48, 0x0f, 0x07], // sysretq
-            &[0x48, 0xcf],       // iretq
+            &[0xfa],                         // cli
+            &[0xfb, 0x90],                   // sti; nop
+            &[0x9c],                         // pushfq
+            &[0x9d],                         // popfq
+            &[0x0f, 0x01, 0xcb],             // stac
+            &[0x0f, 0x01, 0xca],             // clac
+            &[0x0f, 0x01, 0xf8],             // swapgs
+            &[0x0f, 0x31],                   // rdtsc
+            &[0x0f, 0x01, 0xf9],             // rdtscp
+            &[0x0f, 0x20, 0xd8],             // mov rax, cr3
+            &[0x66, 0x8c, 0xd8],             // mov ax, ds
+            &[0x66, 0x41, 0x8c, 0xd3],       // mov r11w, ss
+            &[0xf3, 0x48, 0x0f, 0xae, 0xc0], // rdfsbase rax
+            &[0xf3, 0x41, 0x0f, 0xae, 0xcb], // rdgsbase r11d
+            &[0xf3, 0x48, 0x0f, 0xae, 0xd0], // wrfsbase rax
+            &[0xf3, 0x49, 0x0f, 0xae, 0xdb], // wrgsbase r11
+            &[0xf3, 0x0f, 0xae, 0xd0],       // wrfsbase eax
+            &[0x0f, 0x05],                   // syscall, which is only user code's
+            &[0x48, 0x0f, 0x07],             // sysretq
+            &[0x48, 0xcf],                   // iretq
         ],
     );
     check(

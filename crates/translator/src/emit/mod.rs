@@ -11,6 +11,7 @@
 //! | `stack` | PUSH, POP, LEAVE and their like |
 //! | `string` | MOVS, STOS, LODS, SCAS, CMPS |
 //! | `system` | flags and registers of the system that need no Rust |
+//! | `bases` | RDFSBASE and its kin |
 //! | `privilege` | SYSCALL, SYSRET, IRETQ |
 //! | `flow` | jumps, calls, returns; links between blocks |
 //!
@@ -22,6 +23,7 @@
 //! Nothing architectural changes before the last point of an instruction that may fault or leave: it can always be
 //! executed anew by the reference.
 
+mod bases;
 mod check;
 mod flow;
 #[cfg(test)]

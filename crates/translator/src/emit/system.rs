@@ -87,6 +87,9 @@ impl Emitter<'_> {
                 return self.load_root(instruction);
             }
             Mnemonic::Mov => return self.move_system(instruction),
+            Mnemonic::Rdfsbase | Mnemonic::Rdgsbase | Mnemonic::Wrfsbase | Mnemonic::Wrgsbase => {
+                return self.segment_bases(instruction);
+            }
             Mnemonic::Invlpg => return self.drop_address(instruction),
             _ => return Err(NotEmitted),
         }
@@ -176,7 +179,7 @@ impl Emitter<'_> {
             return Err(NotEmitted);
         }
         let (to, from) = (instruction.op0_register(), instruction.op1_register());
-        if !to.is_gpr() || to.size() < 4 {
+        if !to.is_gpr() {
             return Err(NotEmitted);
         }
         let disp = if from.is_segment_register() {
@@ -192,6 +195,14 @@ impl Emitter<'_> {
         } else {
             return Err(NotEmitted);
         };
+        if to.size() == 2 {
+            self.asm.load_gs(RCX, disp);
+            match host(number(to)) {
+                Some(own) => self.asm.mov16(own, RCX),
+                None => self.asm.store(Size::B2, Mem::Gs(gpr(number(to))), RCX),
+            }
+            return Ok(Flow::Next);
+        }
         let load = |asm: &mut Asm, reg| {
             if self.request.mode.long { asm.load_gs(reg, disp) } else { asm.load_gs32(reg, disp) }
         };
