@@ -16,6 +16,8 @@ struct Cable {
     sent: Vec<(Vec<u8>, Offload)>,
     coming: VecDeque<(Vec<u8>, Offload)>,
     busy: bool,
+    /// Frames come back at once.
+    echoes: bool,
     resets: Vec<Offloads>,
 }
 
@@ -45,6 +47,9 @@ impl Backend for Plug {
             return Err(Busy);
         }
         cable.sent.push((frame.bytes.to_vec(), frame.offload));
+        if cable.echoes {
+            cable.coming.push_back((frame.bytes.to_vec(), Offload::NONE));
+        }
         Ok(())
     }
     fn receive(&mut self, into: &mut Vec<u8>) -> Option<Offload> {
@@ -139,6 +144,18 @@ fn a_long_frame_is_spread_over_buffers_and_waits_until_they_suffice() {
     let mut header = offload().to_header();
     header[10] = 3;
     assert_eq!(all, [&header[..], &frame].concat());
+}
+
+#[test]
+fn an_answer_that_is_there_at_once_needs_no_other_doorbell() {
+    let (mut board, cable) = card(ALL);
+    up(&mut board, 0);
+    cable.lock().unwrap().echoes = true;
+    board.descriptor_on(RECEIVE, 0, BUFFER + 0x1000, 1000, WRITE, 0);
+    board.offer_on(RECEIVE, 0);
+    board.descriptor_on(TRANSMIT, 0, BUFFER, 72, 0, 0);
+    board.offer_on(TRANSMIT, 0);
+    assert_eq!(board.used_of(RECEIVE), [(0, 72)]);
 }
 
 #[test]
