@@ -64,21 +64,6 @@ impl Cache {
         self.link_own(id);
     }
 
-    /// Links a block to those of its targets that are there.
-    fn link_own(&mut self, id: BlockId) {
-        for index in 0..self.blocks[id as usize].links.len() {
-            let number = id * MOST_LINKS + index as u32;
-            let (target, mode) = {
-                let block = &self.blocks[id as usize];
-                let link = &block.links[index];
-                (link.target, super::Mode { single: link.single, ..block.key.mode })
-            };
-            if let Some(to) = self.find(target, mode) {
-                self.link(number, to);
-            }
-        }
-    }
-
     /// Whether the code of a block that looks at it itself isn't what it was.
     pub(crate) fn is_outdated(&self, id: BlockId, memory: &GuestMemory) -> bool {
         let block = &self.blocks[id as usize];
@@ -105,14 +90,6 @@ impl Cache {
             }
         }
         moved
-    }
-
-    /// Kills all blocks of a page, whose addresses `gone` gets.
-    pub(crate) fn forget_frame(&mut self, frame: u64, mut gone: impl FnMut(u64)) {
-        for id in self.by_frame.get(&frame).cloned().unwrap_or_default() {
-            gone(self.blocks[id as usize].key.rip);
-            self.kill(id);
-        }
     }
 }
 

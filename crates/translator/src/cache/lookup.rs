@@ -1,0 +1,91 @@
+//! What finds blocks: by guest address, by place in RAM, and the tables in which translated code looks up the targets of its
+//! indirect jumps.
+
+use super::{BlockId, Cache, Key, LOOK_UPS, LookUp, Place};
+use crate::context;
+use crate::emit::Mode;
+use crate::raw::enter::ContextCell;
+
+impl Cache {
+    /// The block at a guest address whose page is known to be mapped where it was.
+    pub(crate) fn find(&self, rip: u64, mode: Mode) -> Option<BlockId> {
+        let found = self.look_ups[slot(rip, mode)]?;
+        if found.rip != rip || found.mode != mode {
+            return None;
+        }
+        let block = &self.blocks[found.block as usize];
+        let valid = |cell: u32| self.cells.is_valid(cell);
+        let mapped = valid(block.cell) && block.second.is_none_or(|(_, cell)| valid(cell));
+        (!block.dead && mapped).then_some(found.block)
+    }
+
+    /// Whether the block for code that lies at `place` now, if there is one, goes on on the next page.
+    pub(crate) fn is_straddling(&self, rip: u64, mode: Mode, place: Place) -> bool {
+        self.by_key
+            .get(&Key { rip, at: place.at, mode })
+            .is_some_and(|&id| self.blocks[id as usize].second.is_some())
+    }
+
+    /// The block for code that lies at `place` now, and goes on at `second` if it does; the cells are valid afterwards.
+    pub(crate) fn find_at(
+        &mut self,
+        rip: u64,
+        mode: Mode,
+        place: Place,
+        second: Option<Place>,
+        context: &mut ContextCell,
+    ) -> Option<BlockId> {
+        let id = *self.by_key.get(&Key { rip, at: place.at, mode })?;
+        let block = &self.blocks[id as usize];
+        let (cell, other) = (block.cell, block.second);
+        match (other, second) {
+            (None, _) => {}
+            (Some((at, cell)), Some(now)) if at == now.at => self.vouch(cell, now, context),
+            _ => {
+                self.kill(id);
+                return None;
+            }
+        }
+        self.vouch(cell, place, context);
+        self.look_ups[slot(rip, mode)] = Some(LookUp { rip, mode, block: id });
+        Some(id)
+    }
+
+    pub(super) fn vouch(&mut self, cell: u32, place: Place, context: &mut ContextCell) {
+        self.cells.vouch(cell, place.global, place.large, context);
+    }
+
+    /// Empties a table of indirect targets.
+    pub(crate) fn forget_targets(&self, user: bool, context: &mut ContextCell) {
+        for index in 0..context::TARGET_SLOTS {
+            context.set_word(context::target_tags(user), index, elsewhere(index));
+        }
+    }
+
+    /// Takes a block's memory out of the table of indirect targets.
+    pub(super) fn forget_target(&self, id: BlockId, context: &mut ContextCell) {
+        let (key, entry) = (self.blocks[id as usize].key, self.blocks[id as usize].entry);
+        let (user, index) = (key.mode.user, key.rip as usize & (context::TARGET_SLOTS - 1));
+        if context.word(context::target_hosts(user), index) == entry {
+            context.set_word(context::target_tags(user), index, elsewhere(index));
+        }
+    }
+
+    /// Enters a block into the table of indirect targets.
+    pub(crate) fn remember_target(&self, id: BlockId, context: &mut ContextCell) {
+        let block = &self.blocks[id as usize];
+        let user = block.key.mode.user;
+        let index = block.key.rip as usize & (context::TARGET_SLOTS - 1);
+        context.set_word(context::target_tags(user), index, block.key.rip.wrapping_neg());
+        context.set_word(context::target_hosts(user), index, block.entry);
+    }
+}
+
+/// A tag for a slot of the tables of indirect targets that is never found: an address that belongs into another slot.
+fn elsewhere(index: usize) -> u64 {
+    (index as u64 ^ 1).wrapping_neg()
+}
+
+pub(super) fn slot(rip: u64, mode: Mode) -> usize {
+    (rip ^ rip >> 15 ^ u64::from(mode.single)) as usize % LOOK_UPS
+}
