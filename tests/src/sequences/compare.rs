@@ -99,7 +99,9 @@ impl Judge<'_> {
         if one.end != other.end {
             differ(&mut all, "end", &format!("{:?}", one.end), &format!("{:?}", other.end));
         }
-        differ_hex(&mut all, "instructions", one.instructions, other.instructions);
+        if let (Some(one), Some(other)) = (one.instructions, other.instructions) {
+            differ_hex(&mut all, "instructions", one, other);
+        }
         self.compare_states(&mut all, &one.state, &other.state);
         self.compare_memory(&mut all, one, other);
         if one.record != other.record {

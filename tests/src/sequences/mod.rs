@@ -3,7 +3,7 @@
 //! Where the oracle asks the host about single unprivileged instructions, this asks one engine about another, so that programs
 //! may have everything: both rings, faults and handlers, page tables that change, address spaces, events, code that
 //! changes, loops that become hot. [`run`] is the whole of it; [`ENGINES`] are the engines that it knows. An engine is also
-//! judged against itself, run in other pieces.
+//! judged against itself, run in other pieces. Cases that end by themselves are also run without a budget, as machines run.
 //!
 //! Everything follows from the seed. Threads: one for each host CPU, each with machines of its own; a block of [`BLOCK`]
 //! cases runs on fresh engines, one after the other, so a case can be repeated with what came before it.
@@ -110,14 +110,16 @@ impl Pair {
             pieces.push(1 + random.below(1500));
             pieces
         };
-        let kind = if self.same { 60 + random.below(40) } else { random.below(100) };
+        let kind = if self.same { 30 + random.below(70) } else { random.below(100) };
         match kind {
-            0..=59 => (whole.clone(), whole),
-            60..=74 => (whole, Plan { pieces: vec![1], limit: LIMIT, look: false }),
-            75..=89 => (whole, Plan { pieces: slices(&mut random), limit: LIMIT, look: false }),
-            _ if self.same => (whole, Plan { pieces: slices(&mut random), limit: LIMIT, look: true }),
+            0..=29 => (whole.clone(), whole),
+            // Translated code that isn't counted is other code.
+            30..=59 => (whole, Plan::unlimited()),
+            60..=74 => (whole, Plan { pieces: vec![1], ..Plan::whole(LIMIT) }),
+            75..=89 => (whole, Plan { pieces: slices(&mut random), ..Plan::whole(LIMIT) }),
+            _ if self.same => (whole, Plan { pieces: slices(&mut random), look: true, ..Plan::whole(LIMIT) }),
             _ => {
-                let plan = Plan { pieces: slices(&mut random), limit: LIMIT, look: true };
+                let plan = Plan { pieces: slices(&mut random), look: true, ..Plan::whole(LIMIT) };
                 (plan.clone(), plan)
             }
         }
@@ -131,7 +133,10 @@ impl Pair {
 
     pub(crate) fn run_as(&mut self, case: &Case, one: &Plan, other: &Plan) -> (Outcome, Outcome) {
         let reference = self.reference.run(&case.ram, &case.state, one);
-        let other = self.other.run(&case.ram, &case.state, other);
+        let ends = matches!(reference.end, End::Halted | End::Shutdown);
+        let whole = Plan::whole(LIMIT);
+        let plan = if other.unlimited && !ends { &whole } else { other };
+        let other = self.other.run(&case.ram, &case.state, plan);
         (reference, other)
     }
 

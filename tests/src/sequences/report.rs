@@ -36,7 +36,7 @@ impl Report {
     /// Takes in how a case went.
     pub(super) fn count(&mut self, case: &Case, outcome: &Outcome) {
         self.cases += 1;
-        self.instructions += outcome.instructions;
+        self.instructions += outcome.instructions.unwrap_or(0);
         *self.ends.entry(format!("{:?}", outcome.end)).or_default() += 1;
         let ring = if case.world.user { 3 } else { 0 };
         *self.modes.entry(format!("{:?}, ring {ring}", case.world.mode)).or_default() += 1;

@@ -9,6 +9,9 @@ use engine::{Budget, Engine, EngineError, Exit, Groups, Setup, Vcpu, VcpuId};
 use memory::{GuestMemory, Layout, Region};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 use x86::cpuid::Cpuid;
 use x86::{CpuState, Gpa};
 
@@ -21,6 +24,9 @@ pub type Make = fn(Setup) -> Result<Box<dyn Engine>, EngineError>;
 /// Runs that end without progress before an engine counts as stuck.
 const MOST_IDLE: u32 = 64;
 
+/// Cases run for milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// How a case is run: in which pieces.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
@@ -30,13 +36,21 @@ pub struct Plan {
     pub limit: u64,
     /// The state is looked at after each piece, which gives the engine cause to write it back.
     pub look: bool,
+    /// Without a budget, as a machine runs it, and in one piece: only for cases that end by themselves.
+    pub unlimited: bool,
 }
 
 impl Plan {
     /// In one piece.
     #[must_use]
     pub fn whole(limit: u64) -> Self {
-        Self { pieces: vec![limit], limit, look: false }
+        Self { pieces: vec![limit], limit, look: false, unlimited: false }
+    }
+
+    /// Without a budget.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self { unlimited: true, ..Self::whole(u64::MAX) }
     }
 }
 
@@ -59,8 +73,8 @@ pub enum End {
 pub struct Outcome {
     /// Why it ended.
     pub end: End,
-    /// Instructions completed.
-    pub instructions: u64,
+    /// Instructions completed, where they are counted.
+    pub instructions: Option<u64>,
     /// The state at the end.
     pub state: CpuState,
     /// States at the ends of pieces, with the number of instructions; only if the plan looks.
@@ -129,14 +143,18 @@ impl Machine {
         // An engine that panics is wrong, but the judge goes on to tell which case it was.
         let ran = catch_unwind(AssertUnwindSafe(|| {
             *self.vcpu.state(Groups::all())? = state.clone();
-            let end = drive(self.vcpu.as_mut(), &mut recorder, plan, start, &mut stops)?;
+            let end = if plan.unlimited {
+                drive_unlimited(self.vcpu.as_mut(), &mut recorder)?
+            } else {
+                drive(self.vcpu.as_mut(), &mut recorder, plan, start, &mut stops)?
+            };
             Ok::<_, EngineError>((end, self.vcpu.state(Groups::all())?.clone()))
         }));
         let (low, tables) = self.ram.split_at_mut(LOW_RAM as usize);
         self.memory.read(Gpa(0), low).expect("in RAM");
         self.memory.read(Gpa(TABLES), tables).expect("in RAM");
         let (end, final_state) = ran.ok().and_then(Result::ok).unwrap_or((End::Broken, state.clone()));
-        let instructions = self.vcpu.instructions() - start;
+        let instructions = (!plan.unlimited).then(|| self.vcpu.instructions() - start);
         if end == End::Broken
             && let Ok(vcpu) = self.engine.create_vcpu(VcpuId(0))
         {
@@ -151,6 +169,32 @@ impl Machine {
             record: recorder.into_record(),
         }
     }
+}
+
+/// Runs without a budget, for [`PATIENCE`] at most.
+fn drive_unlimited(vcpu: &mut dyn Vcpu, recorder: &mut Recorder) -> Result<End, EngineError> {
+    let kicker = vcpu.kicker();
+    let late = AtomicBool::new(false);
+    let (over, wait) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let wait = wait;
+            if wait.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                late.store(true, Ordering::Relaxed);
+                kicker.kick();
+            }
+        });
+        // Ends the wait however this ends.
+        let _over = over;
+        loop {
+            match vcpu.run(Budget::Unlimited, recorder)? {
+                Exit::Halted => return Ok(End::Halted),
+                Exit::Shutdown => return Ok(End::Shutdown),
+                Exit::Budget | Exit::Kicked if late.load(Ordering::Relaxed) => return Ok(End::Limit),
+                Exit::Budget | Exit::Kicked => {}
+            }
+        }
+    })
 }
 
 fn drive(

@@ -110,7 +110,10 @@ fn parting(makes: (Make, Make), case: &Case) -> Result<Option<(u64, u64)>, Engin
         return Ok(None);
     }
     let (plan, other_plan) = pair.plans(case);
-    let end = pair.run_as(case, &plan, &plan).0.instructions;
+    if other_plan.unlimited {
+        return Ok(None);
+    }
+    let end = pair.run_as(case, &plan, &plan).0.instructions.unwrap_or(0);
     let up_to = |plan: &Plan, limit| Plan { limit, look: false, ..plan.clone() };
     // Alike after `same` instructions, not after `differ`.
     let (mut same, mut differ) = (0, end + 1);
