@@ -17,11 +17,13 @@ pub use assemble::is_available;
 pub use case::{Case, parse};
 
 use crate::oracle::guest::{MakeEngine, host_cpuid};
-use engine::{Budget, Exit, Groups, Setup, VcpuId};
+use engine::{Budget, Exit, Groups, Kicker, Setup, VcpuId};
 use judge::Outcome;
 use memory::{GuestMemory, Layout, Region};
 use platform::TestPlatform;
 use std::fmt::Write;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::Duration;
 use x86::Gpa;
 use x86::cpuid::Cpuid;
 
@@ -58,18 +60,26 @@ pub fn cpuid() -> Cpuid {
     table
 }
 
-/// Runs a case on an engine, whole and in steps.
+/// How long a case may take that runs without a budget.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs a case on an engine: whole, in steps, and, if it comes to an end, without a budget, as machines run.
 ///
 /// # Errors
 /// Everything in which the engine differs from what the case says, or what is wrong with the case.
 pub fn run(case: &Case, make: &MakeEngine<'_>) -> Result<(), String> {
     let program =
         assemble::assemble(&case.text, case.mode, case.first_line).map_err(|error| report(case, &[error]))?;
-    let whole = attempt(case, &program, make, u64::MAX).map_err(|error| report(case, &[error]))?;
+    let attempt = |budget| attempt(case, &program, make, budget).map_err(|error| report(case, &[error]));
+    let whole = attempt(Budget::Instructions(u64::MAX))?;
     let mut complaints = judge::judge(case, &program, &whole).map_err(|error| report(case, &[error]))?;
     if complaints.is_empty() {
-        let stepped = attempt(case, &program, make, 1).map_err(|error| report(case, &[error]))?;
-        complaints.extend(differences(&whole, &stepped));
+        let stepped = attempt(Budget::Instructions(1))?;
+        complaints.extend(differences("in steps", &whole, &stepped));
+    }
+    if complaints.is_empty() && matches!(whole.exit, Exit::Halted | Exit::Shutdown) {
+        let unlimited = attempt(Budget::Unlimited)?;
+        complaints.extend(differences("without a budget", &whole, &unlimited));
     }
     if complaints.is_empty() {
         return Ok(());
@@ -85,12 +95,12 @@ fn report(case: &Case, complaints: &[String]) -> String {
     text
 }
 
-/// One run in pieces of `step` instructions.
+/// One run in pieces of a budget.
 fn attempt(
     case: &Case,
     program: &assemble::Program,
     make: &MakeEngine<'_>,
-    step: u64,
+    budget: Budget,
 ) -> Result<Outcome, String> {
     let region = |start| Region { start: Gpa(start), len: RAM };
     let layout = Layout::new(vec![region(0), region(1 << 32)]).map_err(|error| error.to_string())?;
@@ -105,9 +115,14 @@ fn attempt(
     let mut left = case.budget;
     // Kicks are no progress; a vCPU that gives nothing else is stuck.
     let mut runs = case.budget * 2 + 100;
+    let _alarm = (budget == Budget::Unlimited).then(|| Alarm::set(vcpu.kicker()));
     let exit = loop {
         let before = vcpu.instructions();
-        let exit = vcpu.run(Budget::Instructions(step.min(left)), &mut platform).map_err(broke)?;
+        let piece = match budget {
+            Budget::Instructions(step) => Budget::Instructions(step.min(left)),
+            Budget::Unlimited => Budget::Unlimited,
+        };
+        let exit = vcpu.run(piece, &mut platform).map_err(broke)?;
         left = left.saturating_sub(vcpu.instructions() - before);
         runs -= 1;
         match exit {
@@ -124,17 +139,36 @@ fn attempt(
     Ok(Outcome { exit, state, memory, platform })
 }
 
-/// In what a stepped run came to something else.
-fn differences(whole: &Outcome, stepped: &Outcome) -> Vec<String> {
+/// Kicks a vCPU again and again when [`PATIENCE`] is over, unless it is dropped before.
+struct Alarm {
+    _dropped: Sender<()>,
+}
+
+impl Alarm {
+    fn set(kicker: Kicker) -> Self {
+        let (alarm, dropped) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut patience = PATIENCE;
+            while dropped.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+                patience = Duration::from_millis(1);
+                kicker.kick();
+            }
+        });
+        Self { _dropped: alarm }
+    }
+}
+
+/// In what a run came to something else than the one in one piece. `how` it was run.
+fn differences(how: &str, whole: &Outcome, stepped: &Outcome) -> Vec<String> {
     let mut found = Vec::new();
     if whole.exit != stepped.exit {
-        found.push(format!("in steps it ends with {:?}, not {:?}", stepped.exit, whole.exit));
+        found.push(format!("{how} it ends with {:?}, not {:?}", stepped.exit, whole.exit));
     }
     if whole.state != stepped.state {
-        found.push(format!("in steps it ends in another state:\n{}\nwhole:", stepped.state));
+        found.push(format!("{how} it ends in another state:\n{}\nwhole:", stepped.state));
     }
     if whole.platform.ports != stepped.platform.ports || whole.platform.bus != stepped.platform.bus {
-        found.push("in steps the devices see other accesses".to_owned());
+        found.push(format!("{how} the devices see other accesses"));
     }
     let contents = |outcome: &Outcome| {
         let mut bytes = vec![0; COMPARED];
@@ -143,7 +177,7 @@ fn differences(whole: &Outcome, stepped: &Outcome) -> Vec<String> {
     };
     let (one, other) = (contents(whole), contents(stepped));
     if let Some(at) = one.iter().zip(&other).position(|(a, b)| a != b) {
-        found.push(format!("in steps the byte at {at:#x} is {:#x}, not {:#x}", other[at], one[at]));
+        found.push(format!("{how} the byte at {at:#x} is {:#x}, not {:#x}", other[at], one[at]));
     }
     found
 }
