@@ -8,6 +8,8 @@
 //! | `plain` | everything that is run as itself, with rewritten registers and memory operand |
 //! | `same` | what needs no change at all |
 //! | `memory` | the memory operand: linear address, page-crossing check, look-up in the view |
+//! | `window` | one look-up for several accesses |
+//! | `island` | what is rarely run |
 //! | `stack` | PUSH, POP, LEAVE and their like |
 //! | `string` | MOVS, STOS, LODS, SCAS, CMPS |
 //! | `system` | flags and registers of the system that need no Rust |
@@ -28,6 +30,8 @@ mod check;
 mod flow;
 #[cfg(test)]
 mod golden;
+mod island;
+mod kinds;
 mod memory;
 mod plain;
 mod privilege;
@@ -36,6 +40,7 @@ mod slots;
 mod stack;
 mod string;
 mod system;
+mod window;
 
 pub(crate) use check::{Source, soften};
 
@@ -45,6 +50,7 @@ use crate::stubs::{ExitReason, Stubs};
 use iced_x86::{
     Decoder, DecoderOptions, Encoder, FlowControl, Instruction, InstructionInfoFactory, Register,
 };
+use island::{ACCESS_ROOM, Access, Island, PLAIN_ROOM, Rare};
 use memory::Address;
 
 /// The host register of guest register `index`, if it has one.
@@ -160,16 +166,6 @@ const MAX_INSTRUCTIONS: u16 = 64;
 /// Most conditional branches that a block goes on after, if they aren't taken.
 const INNER_BRANCHES: u32 = 5;
 
-/// How far a short jump reaches.
-const REACH: usize = 127;
-/// Bytes of a step.
-const STEP: usize = 5;
-/// Bytes that the code of most accesses is shorter than, and that of most instructions without one.
-const ACCESS_ROOM: usize = 66;
-const PLAIN_ROOM: usize = 40;
-/// Steps that are written for the accesses that follow.
-const SPARE_STEPS: usize = 2;
-
 /// How an instruction was emitted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Flow {
@@ -184,46 +180,6 @@ enum Flow {
 struct NotEmitted;
 
 type Emitted = Result<Flow, NotEmitted>;
-
-/// Code that is rarely run. JRCXZ doesn't reach far, so it is got to by way of a *step*: a jump of five bytes in reach.
-struct Island {
-    /// Jumps that wait for a step.
-    from: Vec<Hole8>,
-    /// Offset of the guest instruction that it belongs to.
-    guest: u16,
-    rare: Rare,
-}
-
-/// What an island does.
-#[derive(Clone, Copy)]
-enum Rare {
-    /// Makes an access possible.
-    Access(Access),
-    /// Takes this link.
-    Link(usize),
-    /// Leaves the instruction to the reference.
-    Interpret,
-    /// Leaves with the block's number.
-    Exit(ExitReason),
-    /// Asks for the vector registers and goes on at this offset.
-    Vector(usize),
-}
-
-/// See [`Rare::Access`].
-#[derive(Clone, Copy)]
-struct Access {
-    address: Address,
-    /// R11 holds something else that is needed afterwards.
-    keeps: bool,
-    /// To be called.
-    stub: u64,
-    /// For those that may cross a page: their bytes.
-    bytes: Option<u32>,
-    /// Offset to go on at where the page is to be looked up again.
-    back: usize,
-    /// Offset to go on at with RCX as the stub leaves it.
-    after: Option<usize>,
-}
 
 struct Emitter<'a> {
     request: &'a Request<'a>,
@@ -244,7 +200,7 @@ struct Emitter<'a> {
     list: Vec<Instruction>,
     at: usize,
     /// What R11 holds between instructions, if anything.
-    window: Option<memory::Window>,
+    window: Option<window::Window>,
     /// Links' jumps whose stubs are written at the end: offset of the displacement, link.
     late: Vec<(usize, usize)>,
     /// The soft instructions, in order.
@@ -324,7 +280,7 @@ impl Emitter<'_> {
             if instruction.is_invalid() {
                 break;
             }
-            let vector = plain::is_vector(&instruction);
+            let vector = kinds::is_vector(&instruction);
             if vector && !uses_vector && branches > 0 {
                 // It may rarely come so far, and the registers would always be wanted.
                 break;
@@ -477,114 +433,6 @@ impl Emitter<'_> {
             );
             self.broken = true;
         }
-    }
-
-    /// Leaves with the block's number.
-    fn exit_block(&mut self, reason: ExitReason) {
-        self.asm.store_immediate(Size::B8, Mem::Gs(field!(argument)), self.request.block as i32);
-        self.asm.store_immediate(Size::B8, Mem::Gs(field!(reason)), reason as i32);
-        self.asm.jump(self.request.stubs.exit);
-    }
-
-    /// Before `room` bytes are emitted: writes steps for the waiting islands if they might be out of reach afterwards.
-    /// Scratch registers and flags are kept.
-    fn make_room(&mut self, room: usize) {
-        let Some(&first) = self.islands.first().and_then(|island| island.from.first()) else { return };
-        let most = if self.cautious { 15 } else { (REACH - room).saturating_sub(STEP * self.islands.len()) };
-        if self.asm.distance(first) <= most {
-            return;
-        }
-        let over = self.asm.jump_short();
-        self.write_steps();
-        self.steps.clear();
-        for _ in 0..SPARE_STEPS {
-            self.asm.jump(self.asm.here());
-            self.steps.push(self.asm.len() - 4);
-        }
-        self.must_reach(over);
-        self.marks.push(Mark { host: self.asm.len() as u32, guest: self.guest });
-    }
-
-    /// Where jumps to an island that have yet to be written may go to: a step in reach, for the next `bytes` bytes.
-    fn step_in_reach(&mut self, bytes: usize) -> Option<usize> {
-        let &step = self.steps.last()?;
-        (self.asm.len() + bytes <= step + REACH && !self.cautious).then(|| {
-            self.steps.pop();
-            step
-        })
-    }
-
-    /// An island for jumps from `from`.
-    fn island(&mut self, from: Vec<Hole8>, rare: Rare) {
-        self.islands.push(Island { from, guest: self.guest, rare });
-    }
-
-    /// Leaves the running instruction to the reference from `hole`.
-    fn leave_from(&mut self, hole: Hole8) {
-        self.island(vec![hole], Rare::Interpret);
-    }
-
-    /// Writes steps for the islands that wait for one. Nothing runs into them.
-    fn write_steps(&mut self) {
-        for island in std::mem::take(&mut self.islands) {
-            for &hole in &island.from {
-                self.must_reach(hole);
-            }
-            match island.rare {
-                Rare::Link(link) => {
-                    self.asm.jump(self.asm.here());
-                    self.late.push((self.asm.len() - 4, link));
-                    self.links[link].jump = self.asm.len() as u32 - 4;
-                }
-                Rare::Interpret => {
-                    self.marks.push(Mark { host: self.asm.len() as u32, guest: island.guest });
-                    self.asm.call(self.request.stubs.interpret);
-                }
-                _ => {
-                    self.asm.jump(self.asm.here());
-                    self.far.push((self.asm.len() - 4, island));
-                }
-            }
-        }
-    }
-
-    /// Writes the islands that have steps.
-    fn write_islands(&mut self) {
-        for (step, island) in std::mem::take(&mut self.far) {
-            self.asm.set_relative(step, self.asm.len());
-            self.marks.push(Mark { host: self.asm.len() as u32, guest: island.guest });
-            match island.rare {
-                Rare::Access(access) => self.write_access(access),
-                Rare::Exit(reason) => self.exit_block(reason),
-                Rare::Vector(back) => {
-                    let block = self.request.block as i32;
-                    self.asm.store_immediate(Size::B8, Mem::Gs(field!(argument)), block);
-                    self.asm.call(self.request.stubs.vector);
-                    self.asm.jump_back(back);
-                }
-                Rare::Link(_) | Rare::Interpret => unreachable!("their steps are all there is of them"),
-            }
-        }
-    }
-
-    fn write_access(&mut self, access: Access) {
-        if access.keeps {
-            self.asm.store_gs(field!(held), R11);
-        }
-        access.address.to_r11(&mut self.asm);
-        if let Some(bytes) = access.bytes {
-            self.asm.store_immediate(Size::B8, Mem::Gs(field!(cross_size)), bytes as i32);
-        }
-        self.asm.call(access.stub);
-        if access.keeps {
-            self.asm.load_gs(R11, field!(held));
-        }
-        if let Some(after) = access.after {
-            let again = self.asm.jrcxz();
-            self.asm.jump_back(after);
-            self.must_reach(again);
-        }
-        self.asm.jump_back(access.back);
     }
 
     /// The value of guest register `index` in a host register: its own, or `scratch` after loading it.
