@@ -630,6 +630,64 @@ fault:  mov     [DATA + 0xffd], rax
         mov     word ptr [DATA + 0xfff], 0x2211
         hlt
 
+#: case    writes across pages that lie apart in memory reach both, and nothing else
+#: manual  SDM 3A 4.2
+#: mode    long
+#: pte     DATA + 0x1000 = SPARE | P | RW | US
+#: budget  10000
+#: expect  rbx = 0x22446688aaccef10, qword(DATA + 0xff8) = 0xccef100000000000, qword(SPARE) = 0x22446688aa
+#: expect  rdx & 0xcd5 = 0x401, rdi = 0x1122334455667788, qword(DATA) = 0
+        mov     rax, 0x1122334455667788
+        mov     ecx, 20
+again:  mov     [DATA + 0xffd], rax
+        mov     rdi, [DATA + 0xffd]
+        std
+        stc
+        mov     [DATA + 0xffd], rax
+        pushfq
+        pop     rdx
+        cld
+        add     [DATA + 0xffd], rax
+        mov     rbx, [DATA + 0xffd]
+        dec     ecx
+        jnz     again
+        hlt
+
+#: case    a read-modify-write across pages that lie apart sets the flags of its result
+#: manual  SDM 3A 4.2
+#: mode    long
+#: pte     DATA + 0x1000 = SPARE | P | RW | US
+#: byte    DATA + 0xffe = 0xff, 0xff
+#: byte    SPARE = 0xff, 0x7f
+#: expect  rax & 0x8d5 = 0x894, dword(DATA + 0xffc) = 0, dword(SPARE) = 0x8000
+        inc     dword ptr [DATA + 0xffe]
+        pushfq
+        pop     rax
+        hlt
+
+#: case    pushes and vectors are written across pages that lie apart
+#: manual  SDM 3A 4.2
+#: mode    long
+#: pte     DATA + 0x1000 = SPARE | P | RW | US
+#: budget  10000
+#: expect  rsp = DATA + 0xffd, rdx = 0x8877665544332211, rbx = 0x5544332211, esi = 0x887766
+#: expect  qword(DATA + 0xff8) = 0x3322110000000000, qword(SPARE) = 0x8877665544
+        mov     rax, 0x8877665544332211
+        movq    xmm0, rax
+        mov     ecx, 20
+again:  movups  [DATA + 0xffb], xmm0
+        mov     rbx, [DATA + 0xff8]
+        shr     rbx, 24
+        mov     esi, [SPARE]
+        mov     esp, DATA + 0x1005
+        mov     qword ptr [DATA + 0xff8], 0
+        mov     dword ptr [SPARE], 0
+        push    rax
+        mov     rdx, [rsp]
+        dec     ecx
+        jnz     again
+        hlt
+
 #: case    a push that faults leaves RSP
 #: manual  SDM 2B PUSH
 #: mode    long
