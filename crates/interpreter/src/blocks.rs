@@ -18,6 +18,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 pub(crate) const MAX_OPS: usize = 32;
 /// Bytes of blocks kept before everything is dropped and built anew. A Debian kernel's boot fills about half.
 const BUDGET: usize = 64 << 20;
+/// The same behind a translator, which takes over what is met again and again.
+pub(crate) const SMALL_BUDGET: usize = 12 << 20;
 /// Direct-mapped look-up by linear address.
 const LOOKUPS: usize = 1 << 13;
 
@@ -108,8 +110,9 @@ pub(crate) struct Blocks {
     blocks: Vec<Block>,
     by_key: HashMap<Key, BlockIndex, BuildHasherDefault<KeyHasher>>,
     lookups: Box<[Lookup]>,
-    /// Bytes that the blocks take.
+    /// Bytes that the blocks take, and may take.
     pub(crate) size: usize,
+    pub(crate) budget: usize,
     /// Blocks decoded since creation.
     pub(crate) decoded: u64,
 }
@@ -121,6 +124,7 @@ impl Blocks {
             by_key: HashMap::default(),
             lookups: vec![NO_LOOKUP; LOOKUPS].into_boxed_slice(),
             size: 0,
+            budget: BUDGET,
             decoded: 0,
         }
     }
@@ -166,7 +170,7 @@ impl Blocks {
     pub(crate) fn insert(&mut self, block: Block) -> BlockIndex {
         self.decoded += 1;
         let size = block.size();
-        if self.size + size > BUDGET {
+        if self.size + size > self.budget {
             tracing::debug!(blocks = self.blocks.len(), "the block cache is full and starts anew");
             self.clear();
         }

@@ -5,6 +5,7 @@
 //! its own code runs and puts them back ([`Core::registers`], [`Core::set_rip`], [`Core::set_arithmetic_flags`]) before it calls
 //! anything here that executes. It may also keep the vector registers, and says so ([`Core::keep_vector`]).
 
+use crate::blocks::SMALL_BUDGET;
 use crate::cpu::{Cpu, Stop, special};
 use crate::flags::Flags;
 use crate::probe::Prober;
@@ -64,7 +65,9 @@ impl Core {
     /// # Errors
     /// The host refuses memory.
     pub fn new(id: VcpuId, setup: Setup) -> Result<Self, EngineError> {
-        Ok(Self { vcpu: InterpretedVcpu::new(id, setup)? })
+        let mut vcpu = InterpretedVcpu::new(id, setup)?;
+        vcpu.blocks.budget = SMALL_BUDGET;
+        Ok(Self { vcpu })
     }
 
     fn cpu(&mut self) -> &mut Cpu {
