@@ -653,6 +653,38 @@ again:  mov     [DATA + 0xffd], rax
         jnz     again
         hlt
 
+#: case    both elements of a comparison may lie across pages that lie apart
+#: manual  SDM 2A CMPS
+#: mode    long
+#: pte     DATA + 0x1000 = SPARE | P | RW | US
+#: pte     DATA + 0x2000 = SPARE + 0x2000 | P | RW | US
+#: byte    DATA + 0xfff = 0x11
+#: byte    SPARE = 0x22
+#: byte    SPARE + 0xfff = 0x11
+#: byte    SPARE + 0x2000 = 0x33
+#: budget  10000
+#: expect  rdx = 0x42, rbx = 0
+        mov     ebx, 20
+again:  mov     al, [DATA]
+        mov     al, [DATA + 0x1000]
+        mov     al, [DATA + 0x2000]
+        mov     esi, DATA + 0x1fff
+        mov     edi, DATA + 0xfff
+        cmpsw
+        seta    dl
+        mov     esi, DATA + 0xfff
+        mov     edi, DATA + 0x1fff
+        cmpsw
+        setb    dh
+        movzx   ecx, dl
+        movzx   eax, dh
+        lea     edx, [rcx + rax * 2]
+        shl     edx, 4
+        add     edx, 0x12
+        dec     ebx
+        jnz     again
+        hlt
+
 #: case    a read-modify-write across pages that lie apart sets the flags of its result
 #: manual  SDM 3A 4.2
 #: mode    long

@@ -16,7 +16,7 @@ const HEADER: usize = 512;
 
 /// What an instruction has to do with images.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Image {
+pub(crate) enum Image {
     /// Writes x87's pointers: environments, FXSAVE.
     Pointers,
     /// Writes the components that EDX:EAX name.
@@ -26,7 +26,7 @@ pub(super) enum Image {
 }
 
 /// What `instruction` has to do with images, if anything.
-pub(super) fn kind(instruction: &Instruction) -> Option<Image> {
+pub(crate) fn kind(instruction: &Instruction) -> Option<Image> {
     Some(match instruction.mnemonic() {
         M::Fnstenv | M::Fstenv | M::Fnsave | M::Fsave | M::Fxsave | M::Fxsave64 => Image::Pointers,
         M::Xsave | M::Xsave64 | M::Xsavec | M::Xsavec64 | M::Xsaveopt | M::Xsaveopt64 => Image::Save,

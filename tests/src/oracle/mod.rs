@@ -12,7 +12,7 @@ pub mod case;
 pub mod exclude;
 pub mod generate;
 pub mod guest;
-mod images;
+pub(crate) mod images;
 pub mod native;
 pub mod random;
 pub mod report;

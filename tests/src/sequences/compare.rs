@@ -78,9 +78,12 @@ impl Judge<'_> {
             .into_iter()
             .map(|view| rip.wrapping_sub(view))
             .find(|&offset| offset < CODE_LEN as u64);
-        offset
-            .and_then(|offset| self.program.placed_at(offset))
-            .map_or(Rflags::empty(), |placed| placed.undefined & Rflags::ARITHMETIC)
+        match offset.map(|offset| self.program.placed_at(offset)) {
+            Some(Some(placed)) => placed.undefined & Rflags::ARITHMETIC,
+            Some(None) => Rflags::empty(),
+            // A jump that went astray: any instruction may have come before.
+            None => Rflags::ARITHMETIC,
+        }
     }
 
     /// Everything in which two runs differ, at the ends of pieces first.

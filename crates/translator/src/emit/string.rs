@@ -25,6 +25,10 @@ impl Emitter<'_> {
             if narrow == self.request.mode.long {
                 return Err(NotEmitted);
             }
+            // Both elements may cross pages, and there is one place for bytes that do.
+            if operation == Operation::Cmps && size != Size::B1 {
+                return Err(NotEmitted);
+            }
             self.element(operation, size);
         }
         Ok(Flow::Next)

@@ -1,9 +1,9 @@
 //! Single instructions of all encodings that the host has, with memory operands that mostly lead somewhere.
 
 use super::{Builder, INDEX};
-use crate::oracle::exclude;
 use crate::oracle::generate::Encoding;
 use crate::oracle::generate::encode::draw;
+use crate::oracle::{exclude, images};
 use iced_x86::{
     Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction,
     InstructionInfoFactory, MandatoryPrefix, Mnemonic as M, OpAccess, OpCodeOperandKind, OpKind, Register,
@@ -171,6 +171,7 @@ impl Builder<'_> {
             || instruction.flow_control() != FlowControl::Next
             || instruction.is_string_instruction()
             || exclude::is_excluded(&instruction)
+            || images::kind(&instruction).is_some()
             || matches!(instruction.mnemonic(), M::Salc | M::Getsec)
         {
             return false;
