@@ -74,6 +74,10 @@ impl Judge<'_> {
         if in_system(rip) {
             return Rflags::ARITHMETIC;
         }
+        if self.world.user && (KERNEL..KERNEL + CODE_LEN as u64).contains(&rip) {
+            // A user program's code of ring 0 is entered by gates, with whatever flags there were.
+            return Rflags::ARITHMETIC;
+        }
         let offset = [KERNEL, USER]
             .into_iter()
             .map(|view| rip.wrapping_sub(view))
