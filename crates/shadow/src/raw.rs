@@ -12,7 +12,7 @@ use std::io;
 use std::ptr::{NonNull, null_mut};
 
 /// Bytes between the two tables: first the block that all views of a vCPU share, then what is the view's own.
-pub const SHARED_BYTES: usize = 512 << 10;
+pub const SHARED_BYTES: usize = 1280 << 10;
 /// The last of them, the view's own: its watched pages.
 pub const OWN_BYTES: usize = 64 << 10;
 /// Slots for watched pages; a page's is its number's low bits.

@@ -177,7 +177,7 @@ pub(crate) const CELL_COUNT: usize = 8192;
 /// Two tables of indirect targets, for user and supervisor code: negated linear addresses, and host addresses.
 pub(crate) const TARGETS: usize = 64 << 10;
 /// Slots of such a table.
-pub(crate) const TARGET_SLOTS: usize = 8192;
+pub(crate) const TARGET_SLOTS: usize = 32768;
 const TABLE_BYTES: usize = TARGET_SLOTS * 8;
 
 /// Offset of the negated addresses of one table.

@@ -434,6 +434,8 @@ impl TranslatedVcpu {
 
     /// Enters a block and deals with how it was left.
     fn run(&mut self, block: BlockId, mode: Mode, io: &mut Watched<'_>) -> Outcome {
+        // Code without windows goes on where all other code does.
+        let mode = Mode { single: false, ..mode };
         if self.table_modes[usize::from(mode.user)] != Some(mode) {
             self.cache.forget_targets(mode.user, &mut self.context);
             self.table_modes[usize::from(mode.user)] = Some(mode);
