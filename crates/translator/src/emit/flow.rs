@@ -76,15 +76,18 @@ impl Emitter<'_> {
 
     /// ```text
     /// je 0x1012
-    ///   +002b  je +0036                          link 0
-    ///   +0031  jmp +0055                         link 1
+    ///   je (link 0)
+    ///   jmp (link 1)
     /// jne 0x1000                                 backwards
-    ///   +002b  je +003f
-    ///   +002d  mov rcx,gs:[proceed]
-    ///   +0036  mov ecx,[rcx]
-    ///   +0038  jrcxz +0044                       leaves: somebody wants attention
-    ///   +003a  jmp +0063                         link 0
-    ///   +003f  jmp +0082                         link 1
+    ///   +000a  je +003d
+    ///   +000c  mov rcx,gs:[proceed]
+    ///   +0015  mov ecx,[rcx]
+    ///   +0017  jrcxz +001e                       leaves: somebody wants attention
+    ///   +0019  jmp +0066                         link 0
+    ///   +001e  mov qword ptr gs:[argument],0
+    ///   +002b  mov qword ptr gs:[reason],6
+    ///   +0038  jmp exit
+    ///   +003d  jmp +0085                         link 1, unless the block goes on
     /// loop 0x1000
     ///   +002b  lea rcx,[r9-1]
     ///   ...                                      looks at the kicker's word

@@ -245,23 +245,20 @@ impl Emitter<'_> {
 
     /// ```text
     /// mov eax,[rdi]
-    ///   +002b  lea rcx,[rdi+3]                   may it cross a page?
-    ///   +002f  pext rcx,rcx,gs:[cross_masks.1]
-    ///   +003a  jrcxz +005a
-    ///   +003c  pext rcx,rdi,gs:[page_mask]       the page's entry
-    ///   +0047  mov rcx,gs:[rcx*8+read_table]
-    ///   +0050  jrcxz +0075
-    ///   +0052  mov eax,[rdi+rcx]                 the access, by who called this
+    ///   lea rcx,[rdi+3]                          may it cross a page?
+    ///   pext rcx,rcx,gs:[cross_masks.1]
+    ///   jrcxz (step)
+    ///   pext rcx,rdi,gs:[page_mask]              back: the page's entry
+    ///   mov rcx,gs:[rcx*8+read_table]
+    ///   jrcxz (step)
+    ///   mov eax,[rdi+rcx]                        after: the access, by who called this
     ///   ...
-    ///   +005a  mov r11,rdi
-    ///   +005d  mov qword ptr gs:[cross_size],4
-    ///   +006a  call cross_read
-    ///   +006f  jrcxz +0073
-    ///   +0071  jmp +0052                         RCX leads to the bytes
-    ///   +0073  jmp +003c                         they don't cross
-    ///   +0075  mov r11,rdi
-    ///   +0078  call fill_read
-    ///   +007d  jmp +003c
+    ///   mov r11,rdi                              the island that the step leads to
+    ///   mov qword ptr gs:[cross_size],4
+    ///   call read
+    ///   jrcxz +2
+    ///   jmp (after)                              RCX leads to the bytes
+    ///   jmp (back)                               they don't cross
     /// ```
     ///
     /// Emits checks and look-up for an access of `bytes` at `address`, and gives the operand for it: RCX is in it, and R11 where

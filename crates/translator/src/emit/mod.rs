@@ -7,6 +7,8 @@
 //! | `check` | blocks that look at their own source |
 //! | `plain` | everything that is run as itself, with rewritten registers and memory operand |
 //! | `same` | what needs no change at all |
+//! | `kinds` | which instructions are which |
+//! | `slots` | registers in the context as memory operands |
 //! | `memory` | the memory operand: linear address, page-crossing check, look-up in the view |
 //! | `window` | one look-up for several accesses |
 //! | `island` | what is rarely run |
@@ -20,7 +22,7 @@
 //! An instruction without an emitter ends its block with a call of the `interpret` stub: the reference engine executes it.
 //!
 //! Registers: most guest registers live in a host register of their own ([`host`]); R11, R13 and R15 live in the context. RCX and
-//! R11 of the host are scratch; between guest instructions nothing is in them, but that R11 may hold a window (`memory`). Flags are the guest's at every instruction
+//! R11 of the host are scratch; between guest instructions nothing is in them, but that R11 may hold a window (`window`). Flags are the guest's at every instruction
 //! boundary *and at every point where a guest instruction may fault or leave*, so nothing that is inserted changes them.
 //! Nothing architectural changes before the last point of an instruction that may fault or leave: it can always be
 //! executed anew by the reference.
@@ -251,20 +253,21 @@ impl Emitter<'_> {
     /// ```text
     /// entry
     ///   +0000  mov ecx,gs:[cell.0]               is the page mapped where it was?
-    ///   +0008  jrcxz +0016
+    ///   +0008  jrcxz +001c
     ///   +000a  mov ecx,gs:[vector_ready]         with vector instructions: are the registers in place?
-    ///   +0012  jrcxz +0035
-    ///   +0014  jmp +0049
-    ///   +0016  mov qword ptr gs:[argument],7     block 7 is stale
-    ///   +0023  mov qword ptr gs:[reason],7
-    ///   +0030  jmp exit
-    ///   +0035  mov qword ptr gs:[argument],7
-    ///   +0042  call vector
-    ///   +0047  jmp +0014
+    ///   +0012  jrcxz +0021
     /// movaps xmm0,xmm1
-    ///   +0049  movaps xmm0,xmm1
+    ///   +0014  movaps xmm0,xmm1
     /// cpuid                                      has no emitter
-    ///   +004c  call interpret
+    ///   +0017  call interpret
+    ///   +001c  jmp +0026                         steps
+    ///   +0021  jmp +0045
+    ///   +0026  mov qword ptr gs:[argument],7     block 7 is stale
+    ///   +0033  mov qword ptr gs:[reason],7
+    ///   +0040  jmp exit
+    ///   +0045  mov qword ptr gs:[argument],7
+    ///   +0052  call vector
+    ///   +0057  jmp +0014
     /// ```
     fn block(mut self) -> Result<Option<Translation>, TooFar> {
         let Request { bytes, rip, mode, .. } = *self.request;

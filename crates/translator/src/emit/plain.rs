@@ -4,7 +4,8 @@
 //! memory operand or none.
 
 use super::kinds::{
-    implicit_rcx, is_hint, is_integer, is_optional, is_shift, is_vector, keeps_more_than_registers, level,
+    implicit_rcx, is_hint, is_immediate, is_integer, is_optional, is_shift, is_vector,
+    keeps_more_than_registers, level,
 };
 use super::{Emitted, Emitter, Flow, NotEmitted, VectorLevel, host, is_high_byte, number, slots};
 use crate::asm::*;
@@ -295,15 +296,7 @@ impl Emitter<'_> {
                         plan.no_rex = true;
                     }
                 }
-                OpKind::Immediate8
-                | OpKind::Immediate8_2nd
-                | OpKind::Immediate16
-                | OpKind::Immediate32
-                | OpKind::Immediate64
-                | OpKind::Immediate8to16
-                | OpKind::Immediate8to32
-                | OpKind::Immediate8to64
-                | OpKind::Immediate32to64 => {}
+                kind if is_immediate(kind) => {}
                 _ => return Err(NotEmitted),
             }
         }

@@ -2,6 +2,7 @@
 //!
 //! Their bytes are copied. That is right for many more than these, but the test has to be quicker than renaming.
 
+use super::kinds::is_immediate;
 use super::{Emitter, host, number};
 use crate::asm::Reg;
 use iced_x86::{Instruction, Mnemonic, OpKind};
@@ -23,15 +24,7 @@ impl Emitter<'_> {
                         register.is_vector_register() || register.is_k()
                     }
                 }
-                OpKind::Immediate8
-                | OpKind::Immediate16
-                | OpKind::Immediate32
-                | OpKind::Immediate64
-                | OpKind::Immediate8to16
-                | OpKind::Immediate8to32
-                | OpKind::Immediate8to64
-                | OpKind::Immediate32to64 => true,
-                _ => false,
+                kind => is_immediate(kind),
             })
     }
 }
