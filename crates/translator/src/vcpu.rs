@@ -590,7 +590,9 @@ impl TranslatedVcpu {
                 let host = if reason == INTERPRET { argument - 1 } else { argument };
                 let (block, rip) = self.cache.locate(host).expect("translated code leaves from a block");
                 self.stop_at(rip);
-                self.give_back(u64::from(self.cache.not_done(block, rip)));
+                if self.left.is_some() {
+                    self.give_back(u64::from(self.cache.not_done(block, rip)));
+                }
                 if let Some(fallbacks) = &mut self.counts.fallbacks {
                     let (bytes, long) = self.cache.guest_code(block, rip);
                     fallbacks.note(bytes, long);

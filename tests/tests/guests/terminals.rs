@@ -1,6 +1,6 @@
 //! On a terminal: raw mode, the escape keys, a shell with its size, and the terminal as it was however the run ends.
 
-use crate::process::{Guests, PATIENCE, wait};
+use crate::process::{Guests, PATIENCE, run, wait};
 use crate::{CLOUD, Test};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_shell_on_a_terminal_obeys_and_gives_the_terminal_back", CLOUD, shell),
+    ("a_shell_obeys_what_was_piped_into_it_before_it_was_there", CLOUD, piped),
     ("control_a_x_quits_and_control_a_h_helps", CLOUD, keys),
     ("a_signal_gives_the_terminal_back", CLOUD, signal),
 ];
@@ -119,6 +120,18 @@ fn shell(guests: &Guests) {
     terminal.expect("44 88");
     terminal.strike(b"exit\r");
     assert_eq!(terminal.end(), Some(0), "{}", terminal.shown());
+}
+
+/// All of it comes while the guest boots; the second command needs more room than a UART's FIFO has.
+fn piped(guests: &Guests) {
+    let mut input = tempfile::tempfile().expect("a file");
+    let long = "x".repeat(300);
+    write!(input, "uname -sm\necho {long} | wc -c\npoweroff -f\n").expect("a file");
+    std::io::Seek::rewind(&mut input).expect("a file");
+    let ended = run(guests.ombra().stdin(input), None);
+    let text = ended.text();
+    assert!(text.contains("\nLinux x86_64") && text.contains("\n301"), "{text}{}", ended.stderr);
+    assert_eq!(ended.status, Some(0), "{text}");
 }
 
 fn keys(guests: &Guests) {

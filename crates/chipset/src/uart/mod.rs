@@ -15,6 +15,11 @@
 //! driver with flow control take its buffers away before they are full. Input below the trigger level is reported as a character
 //! timeout at once, since the sender has nothing more to say at that moment.
 //!
+//! The sender waits for a receiver: nothing arrives before the guest either enables the "received" interrupt or polls the line
+//! status for input, so what was sent while a guest boots reaches who opens the port. A driver that opens it clears the FIFO and
+//! reads the holding register first, to be rid of noise; there is none here. For the same reason what comes from the cable goes
+//! back there when FIFOs are switched on or off, or cleared by a guest that doesn't receive. A guest that does, and clears, means it.
+//!
 //! The sender minds RTS once the guest has shown that it uses it, by lowering RTS while DTR stays: that is a driver with flow control
 //! whose buffers are full. Drivers that never raise RTS, or hang up, get their input all the same.
 //!
@@ -69,11 +74,17 @@ struct State {
     /// Bytes at which a "received" interrupt comes: 1, 4, 8 or 14.
     trigger: u8,
     received: VecDeque<u8>,
-    /// Sent, but not yet received: at most [`BURST`].
+    /// Sent, but not yet received: at most [`BURST`] and what went back.
     cable: VecDeque<u8>,
     overrun: bool,
+    /// Some of `received` came over the loop.
+    looped_back: bool,
     /// The guest asked the sender to wait.
     held_off: bool,
+    /// Times that the guest has looked for input without the interrupt: up to [`POLLS`], where it counts as a receiver.
+    polls: u8,
+    /// The last access was a read of the line status.
+    saw_status: bool,
     /// The "transmitter empty" interrupt waits to be seen.
     empty_pending: bool,
 }
@@ -81,6 +92,10 @@ struct State {
 /// Bytes that may be on the cable. Reading them takes a driver in a guest about a millisecond, and drivers have buffers for
 /// several times as many.
 const BURST: usize = 1024;
+
+/// Reads of the line status that directly follow another, before that is taken for a search for input. Who only sends reads it once
+/// before each byte.
+const POLLS: u8 = 16;
 
 /// What the other end of the cable says: it is there and ready.
 const CONNECTED: ModemStatus = ModemStatus::CTS.union(ModemStatus::DSR).union(ModemStatus::DCD);
@@ -99,7 +114,10 @@ impl State {
             received: VecDeque::new(),
             cable: VecDeque::new(),
             overrun: false,
+            looped_back: false,
             held_off: false,
+            polls: 0,
+            saw_status: false,
             empty_pending: false,
         }
     }
@@ -166,8 +184,13 @@ impl State {
     fn set_fifo_control(&mut self, value: u8) {
         let enable = value & FIFO_ENABLE != 0;
         // Switching them on or off clears them; without the enable bit the others aren't looked at.
-        if enable != self.fifos || enable && value & CLEAR_RECEIVER != 0 {
-            self.received.clear();
+        let switched = enable != self.fifos;
+        if switched || enable && value & CLEAR_RECEIVER != 0 {
+            if self.looped_back || self.enable.contains(Enable::RECEIVED) && !switched {
+                self.received.clear();
+            }
+            self.received.append(&mut self.cable);
+            std::mem::swap(&mut self.received, &mut self.cable);
         }
         self.fifos = enable;
         self.trigger = if enable { [1, 4, 8, 14][usize::from(value >> 6)] } else { 1 };
@@ -183,7 +206,16 @@ impl State {
 
     /// Whether input may come over the cable.
     fn listens(&self) -> bool {
-        !self.modem_control.contains(ModemControl::LOOPBACK) && !self.held_off
+        let receives = self.enable.contains(Enable::RECEIVED) || self.polls == POLLS;
+        receives && !self.modem_control.contains(ModemControl::LOOPBACK) && !self.held_off
+    }
+
+    /// Notes an access, to find out whether the guest polls for input. A busy transmitter may be what it looks for.
+    fn note_access(&mut self, is_status: bool, busy: bool) {
+        if is_status && self.saw_status && !busy {
+            self.polls = (self.polls + 1).min(POLLS);
+        }
+        self.saw_status = is_status;
     }
 
     /// What is on the cable arrives, as far as there is room.
@@ -197,6 +229,7 @@ impl State {
     fn loop_back(&mut self, byte: u8) {
         if self.received.len() < self.capacity() {
             self.received.push_back(byte);
+            self.looped_back = true;
         } else {
             self.overrun = true;
         }
@@ -237,12 +270,13 @@ impl Uart {
     }
 
     /// Takes input; returns how many bytes there was room for. In loopback there is none: the port doesn't hear the cable. Nor
-    /// while the guest holds the sender off.
+    /// while the guest holds the sender off, or isn't there to receive.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
         let room = if self.state.listens() {
             // With nothing on the cable what has room goes into the FIFO at once.
             let fifo = self.state.capacity().saturating_sub(self.state.received.len());
-            (if self.state.cable.is_empty() { fifo } else { 0 }) + BURST - self.state.cable.len()
+            (if self.state.cable.is_empty() { fifo } else { 0 })
+                + BURST.saturating_sub(self.state.cable.len())
         } else {
             0
         };
@@ -290,10 +324,15 @@ impl Uart {
         // Line status and interrupt identification say so.
         self.seen_empty = self.state.received.is_empty() && (self.seen_empty || matches!(offset, 2 | 5));
         let state = &mut self.state;
+        state.note_access(offset == 5, self.busy);
         let divisor = state.line_control & DLAB != 0;
         match offset {
             0 | 1 if divisor => state.divisor[offset as usize],
-            0 => state.received.pop_front().unwrap_or(0),
+            0 => {
+                let byte = state.received.pop_front();
+                state.looped_back &= !state.received.is_empty();
+                byte.unwrap_or(0)
+            }
             1 => state.enable.bits(),
             2 => {
                 let interrupt = state.interrupt();
@@ -316,6 +355,7 @@ impl Uart {
     }
 
     fn write_register(&mut self, offset: u64, value: u8) {
+        self.state.note_access(false, self.busy);
         let divisor = self.state.line_control & DLAB != 0;
         match offset {
             0 | 1 if divisor => self.state.divisor[offset as usize] = value,
@@ -335,6 +375,7 @@ impl Uart {
             1 => {
                 let before = self.state.enable;
                 self.state.enable = Enable::from_bits_truncate(value);
+                self.state.polls = 0;
                 // Enabling it while the register is empty interrupts at once; drivers count on that to start sending.
                 if self.state.enable.contains(Enable::TRANSMITTER_EMPTY)
                     && !before.contains(Enable::TRANSMITTER_EMPTY)
@@ -392,7 +433,8 @@ impl Device for Uart {
     fn restore(&mut self, saved: &Saved) -> Result<(), RestoreError> {
         let state: State = decode("uart", saved)?;
         if state.received.len() > state.capacity()
-            || state.cable.len() > BURST
+            || state.cable.len() > BURST + FIFO
+            || state.polls > POLLS
             || !matches!(state.trigger, 1 | 4 | 8 | 14)
         {
             return Err(RestoreError::Impossible { device: "uart", what: "no such FIFO" });

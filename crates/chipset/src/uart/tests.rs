@@ -106,6 +106,7 @@ fn input_below_the_trigger_is_a_timeout_and_above_it_is_data() {
 fn a_full_cable_turns_input_away_and_asks_for_more_when_it_is_empty() {
     let mut b = bench();
     b.put(2, 0x01);
+    b.put(1, 0x01);
     assert_eq!(b.uart.receive(&[7; 2000]), 16 + BURST);
     for _ in 0..BURST + 15 {
         assert_eq!(b.room.0.load(Ordering::Relaxed), 0);
@@ -179,6 +180,76 @@ fn what_is_on_the_cable_survives_clearing_the_fifo_and_waits_for_rts() {
 }
 
 #[test]
+fn input_waits_until_a_driver_has_opened_the_port_and_what_it_discards_comes_again() {
+    let mut b = bench();
+    assert_eq!(b.uart.receive(b"early"), 0, "nobody receives");
+    // What Linux does to a port that it opens: clears FIFOs, reads away what may be there, enables interrupts, and then switches
+    // the FIFOs on.
+    for value in [1, 7, 0] {
+        b.put(2, value);
+    }
+    for register in [5, 0, 2, 6] {
+        assert_ne!((register, b.get(register)), (0, b'e'));
+    }
+    assert_eq!(b.room.0.load(Ordering::Relaxed), 0);
+    b.put(1, 0x05);
+    assert_eq!(b.room.0.load(Ordering::Relaxed), 1);
+    assert_eq!(b.uart.receive(b"early"), 5);
+    b.put(2, 0x01);
+    b.put(2, 0x81);
+    b.put(4, 0x0b);
+    assert!(b.wires.high(4));
+    for byte in b"ear" {
+        assert_eq!(b.get(0), *byte);
+    }
+    // Closing and opening it again loses nothing either.
+    b.put(1, 0);
+    b.put(2, 7);
+    b.put(2, 0);
+    assert_eq!((b.get(5) & 1, b.get(0)), (0, 0));
+    b.put(2, 1);
+    b.put(1, 1);
+    assert!(b.wires.high(4));
+    assert_eq!((b.get(0), b.get(0)), (b'l', b'y'));
+}
+
+#[test]
+fn who_polls_for_input_receives_it_and_who_polls_to_send_does_not() {
+    let mut b = bench();
+    assert_eq!(b.uart.receive(b"ab"), 0);
+    for _ in 0..100 {
+        assert_eq!(b.get(5), 0x60);
+        b.put(0, b'x');
+        assert_eq!(b.get(5), 0x60);
+        assert_eq!(b.get(1), 0);
+    }
+    assert_eq!(b.room.0.load(Ordering::Relaxed), 0);
+    for _ in 0..=POLLS {
+        assert_eq!(b.get(5) & 1, 0);
+    }
+    assert_eq!(b.room.0.load(Ordering::Relaxed), 1);
+    assert_eq!(b.uart.receive(b"ab"), 2);
+    for byte in b"ab" {
+        assert_eq!(b.get(5) & 1, 1);
+        assert_eq!(b.get(0), *byte);
+        b.put(0, *byte);
+        assert_eq!(b.get(5) & 0x60, 0x60);
+    }
+}
+
+#[test]
+fn what_came_over_the_loop_is_cleared_for_good() {
+    let mut b = bench();
+    b.put(4, 0x10);
+    b.put(2, 1);
+    b.put(0, b'x');
+    b.put(4, 0);
+    b.put(2, 3);
+    b.put(1, 1);
+    assert_eq!(b.get(5) & 1, 0);
+}
+
+#[test]
 fn loopback_hears_itself_and_overruns() {
     let mut b = bench();
     b.put(4, 0x10);
@@ -201,6 +272,7 @@ fn a_guest_that_lowers_rts_is_left_alone_until_it_raises_it() {
     let mut b = bench();
     b.put(2, 0x01);
     b.put(4, 0x0b);
+    b.put(1, 0x01);
     assert_eq!(b.uart.receive(b"a"), 1);
     b.put(4, 0x09);
     assert_eq!(b.uart.receive(b"bc"), 0);
@@ -221,6 +293,7 @@ fn a_guest_without_flow_control_gets_its_input() {
         for &control in controls {
             b.put(4, control);
         }
+        b.put(1, 0x01);
         assert_eq!(b.uart.receive(b"x"), 1, "{controls:x?}");
     }
 }
