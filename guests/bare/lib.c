@@ -6,7 +6,7 @@ extern u64 gdt_tss[], pdpt[], kernel_rsp;
 extern u32 mb_info;
 extern void back_from_user(void), user_entry(void);
 extern u64 fixups[][2], fixups_end[][2];
-extern const struct group boot_groups[], apic_groups[], cpu_groups[], code_groups[];
+extern const struct group boot_groups[], apic_groups[], cpu_groups[], code_groups[], litmus_groups[], shoot_groups[];
 
 volatile int caught;
 volatile u64 caught_code;
@@ -105,6 +105,21 @@ int has(u32 leaf, u32 sub, int reg, int bit)
     r = cpuid(leaf, sub);
     u32 value = reg == 'a' ? r.a : reg == 'b' ? r.b : reg == 'c' ? r.c : r.d;
     return value >> bit & 1;
+}
+
+u32 argument(u32 otherwise)
+{
+    const char *line = (const char *)(u64)((u32 *)(u64)mb_info)[4], *at = line;
+    u32 number = 0;
+    while (*at)
+        at++;
+    while (at > line && at[-1] >= '0' && at[-1] <= '9')
+        at--;
+    if (!*at || at == line || at[-1] != ' ')
+        return otherwise;
+    for (; *at; at++)
+        number = number * 10 + *at - '0';
+    return number;
 }
 
 u64 fw_cfg(u16 item, int bytes)
@@ -379,8 +394,8 @@ void c_start(void)
         line++;
     while (*line == ' ')
         line++;
-    const struct group *lists[] = { boot_groups, apic_groups, cpu_groups, code_groups };
-    for (int list = 0; list < 4; list++) {
+    const struct group *lists[] = { boot_groups, apic_groups, cpu_groups, code_groups, litmus_groups, shoot_groups };
+    for (u32 list = 0; list < sizeof lists / sizeof *lists; list++) {
         for (const struct group *group = lists[list]; group->name; group++) {
             const char *rest = line;
             for (const char *name = group->name; *name && *name == *rest; name++)

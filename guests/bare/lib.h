@@ -139,6 +139,8 @@ void gate(int vector, void *to, int dpl, int ist);
 u64 fw_cfg(u16 item, int bytes);
 
 int has(u32 leaf, u32 sub, int reg, int bit);
+/* The number that the command line ends with. */
+u32 argument(u32 otherwise);
 int equal(const char *a, const char *b);
 int starts(const char *text, const char *with);
 void fill(void *at, int byte, u64 count);

@@ -32,6 +32,9 @@ const GROUPS: &[(&str, &[u32])] = &[
     ("ioapic", &[1, 4]),
     ("events", &[1, 2]),
     ("code", &[1, 2, 4]),
+    ("litmus", &[2, 4]),
+    ("shoot", &[2, 4]),
+    ("poke", &[2, 4]),
     ("msr", &[1]),
     ("tsc", &[1]),
     ("debug", &[1]),
@@ -49,7 +52,8 @@ const GROUPS: &[(&str, &[u32])] = &[
 /// Status of a guest that found its host CPU lacking something.
 const SKIPPED: u8 = 77;
 
-const SOURCES: &[&str] = &["start64.S", "lib.c", "boot.c", "apic.c", "code.c", "cpu.c"];
+const SOURCES: &[&str] =
+    &["start64.S", "lib.c", "boot.c", "apic.c", "code.c", "cpu.c", "litmus.c", "shoot.c"];
 const FLAGS64: &[&str] = &[
     "-m64",
     "-O1",

@@ -23,9 +23,10 @@ usage: cargo xtask COMMAND
   check                 rustfmt, clippy with warnings denied, the layers of the workspace
   layers                only the layers: which crate may import which
   guests [--for run]    fetches guest kernels and busybox into cache/ (with `--for run`: what `make run` needs)
-  rootfs NAME           a root file system of Debian's programs: jit, programs or node
+  rootfs NAME           a root file system of Debian's programs: jit, programs, node, stress or make
   test                  builds the release binary, fetches the guests, runs all tests
-  boots N [--engine E]  Debian's cloud kernel from start to power-off, N times in a row
+  boots N [--engine E] [--cpus N]
+                        Debian's cloud kernel from start to power-off, N times in a row; on one and two vCPUs in turn
   soak [FLAGS]          compiles, compresses and runs scripts in a guest, and compares with native runs
     --minutes N         for so long (default 60)
     --engine NAME       on this engine of Ombra (default auto)
@@ -56,8 +57,7 @@ fn main() -> ExitCode {
         ["rootfs", name] => rootfs::by_name(&root(), name),
         ["test"] => test(),
         ["bench", rest @ ..] => bench::command(rest),
-        ["boots", count] => boots::run(&root(), count, "auto"),
-        ["boots", count, "--engine", engine] => boots::run(&root(), count, engine),
+        ["boots", count, flags @ ..] => boots::run(&root(), count, flags),
         ["soak", rest @ ..] => soak::command(&root(), rest),
         ["fuzz", rest @ ..] => fuzz_any(rest),
         _ => {

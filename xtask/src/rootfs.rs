@@ -32,6 +32,30 @@ pub(crate) struct Recipe {
 pub(crate) const JIT: Recipe =
     Recipe { name: "jit", packages: &["luajit", "busybox-static"], without: &["usr/share/"] };
 
+/// Character sets, and the largest of what C without link-time optimisation, sanitizers and profiles doesn't need.
+const COMPILER: &[&str] = &[
+    "usr/bin/lto-dump",
+    "usr/bin/x86_64-linux-gnu-dwp",
+    "usr/bin/x86_64-linux-gnu-gp",
+    "usr/bin/x86_64-linux-gnu-lto-dump",
+    "usr/lib/gcc/x86_64-linux-gnu/12/libasan",
+    "usr/lib/gcc/x86_64-linux-gnu/12/libgcov",
+    "usr/lib/gcc/x86_64-linux-gnu/12/libgomp",
+    "usr/lib/gcc/x86_64-linux-gnu/12/libitm",
+    "usr/lib/gcc/x86_64-linux-gnu/12/liblsan",
+    "usr/lib/gcc/x86_64-linux-gnu/12/libtsan",
+    "usr/lib/gcc/x86_64-linux-gnu/12/libubsan",
+    "usr/lib/gcc/x86_64-linux-gnu/12/lto1",
+    "usr/lib/gcc/x86_64-linux-gnu/12/plugin/",
+    "usr/lib/x86_64-linux-gnu/gconv/",
+    "usr/lib/x86_64-linux-gnu/libasan",
+    "usr/lib/x86_64-linux-gnu/liblsan",
+    "usr/lib/x86_64-linux-gnu/libtsan",
+    "usr/lib/x86_64-linux-gnu/libubsan",
+    "usr/lib/x86_64-linux-gnu/perl/5.36.0/CORE/",
+    "usr/lib/x86_64-linux-gnu/perl/5.36.0/auto/Encode/",
+];
+
 /// Programs that people run, for `soak` and `bench`.
 pub(crate) const PROGRAMS: Recipe = Recipe {
     name: "programs",
@@ -49,29 +73,7 @@ pub(crate) const PROGRAMS: Recipe = Recipe {
         "python3",
         "xz-utils",
     ],
-    // Character sets, and the largest of what C without link-time optimisation, sanitizers and profiles doesn't need.
-    without: &[
-        "usr/bin/lto-dump",
-        "usr/bin/x86_64-linux-gnu-dwp",
-        "usr/bin/x86_64-linux-gnu-gp",
-        "usr/bin/x86_64-linux-gnu-lto-dump",
-        "usr/lib/gcc/x86_64-linux-gnu/12/libasan",
-        "usr/lib/gcc/x86_64-linux-gnu/12/libgcov",
-        "usr/lib/gcc/x86_64-linux-gnu/12/libgomp",
-        "usr/lib/gcc/x86_64-linux-gnu/12/libitm",
-        "usr/lib/gcc/x86_64-linux-gnu/12/liblsan",
-        "usr/lib/gcc/x86_64-linux-gnu/12/libtsan",
-        "usr/lib/gcc/x86_64-linux-gnu/12/libubsan",
-        "usr/lib/gcc/x86_64-linux-gnu/12/lto1",
-        "usr/lib/gcc/x86_64-linux-gnu/12/plugin/",
-        "usr/lib/x86_64-linux-gnu/gconv/",
-        "usr/lib/x86_64-linux-gnu/libasan",
-        "usr/lib/x86_64-linux-gnu/liblsan",
-        "usr/lib/x86_64-linux-gnu/libtsan",
-        "usr/lib/x86_64-linux-gnu/libubsan",
-        "usr/lib/x86_64-linux-gnu/perl/5.36.0/CORE/",
-        "usr/lib/x86_64-linux-gnu/perl/5.36.0/auto/Encode/",
-    ],
+    without: COMPILER,
 };
 
 /// V8's compilers.
@@ -81,11 +83,22 @@ pub(crate) const NODE: Recipe = Recipe {
     without: &["usr/lib/x86_64-linux-gnu/perl"],
 };
 
+/// What strains a kernel and its vCPUs, for the tests.
+pub(crate) const STRESS: Recipe = Recipe {
+    name: "stress",
+    packages: &["busybox-static", "rt-tests", "stress-ng"],
+    without: &["usr/lib/python3", "usr/share/"],
+};
+
+/// A compiler to run in parallel.
+pub(crate) const MAKE: Recipe =
+    Recipe { name: "make", packages: &["busybox-static", "gcc", "libc6-dev", "make"], without: COMPILER };
+
 /// What `cargo xtask test` wants.
-pub(crate) const FOR_TESTS: &[&Recipe] = &[&JIT];
+pub(crate) const FOR_TESTS: &[&Recipe] = &[&JIT, &STRESS];
 
 /// Recipes by name.
-pub(crate) const ALL: &[&Recipe] = &[&JIT, &PROGRAMS, &NODE];
+pub(crate) const ALL: &[&Recipe] = &[&JIT, &PROGRAMS, &NODE, &STRESS, &MAKE];
 
 /// Documentation, translations, and what only installing needs.
 const NEVER: &[&str] = &[

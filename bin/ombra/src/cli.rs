@@ -148,7 +148,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "ADDR", value_parser = address, help_heading = "Messages")]
     pub(crate) dump_translation: Vec<u64>,
     /// Switch a mechanism of translation, to measure it or to check it: spaces=off drops address spaces that the guest leaves,
-    /// check=on compares what is held of them with fresh page walks (with one vCPU); may be repeated
+    /// check=on compares what is held of them with fresh page walks; may be repeated
     #[arg(long, value_name = "NAME=on|off", help_heading = "Messages")]
     pub(crate) feature: Vec<Feature>,
     /// No messages but errors

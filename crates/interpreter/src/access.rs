@@ -16,8 +16,8 @@ use x86::control::cr4;
 use x86::state::seg;
 use x86::{Exception, Gpa, Vector};
 
-/// Serializes `LOCK`ed accesses that cross a page, which can't be one host instruction, against each other. A
-/// `LOCK`ed access to part of the same bytes that doesn't cross the page is not excluded.
+/// Serializes `LOCK`ed accesses that cross into a page that doesn't follow in RAM, which can't be one host instruction, against
+/// each other. A `LOCK`ed access to part of the same bytes that doesn't cross the page is not excluded.
 static SPLIT_LOCK: Mutex<()> = Mutex::new(());
 
 /// Where one page's part of an access lands.
@@ -39,6 +39,20 @@ impl Place {
     /// An operand that lies in one page of RAM.
     pub(crate) fn in_ram(at: RamOffset) -> Self {
         Self { first: Target::Ram(at), second: None }
+    }
+
+    /// Its first byte in RAM, where one host instruction can reach all of it: on one page, or on two that follow each other in
+    /// RAM.
+    fn as_one(&self) -> Option<RamOffset> {
+        match *self {
+            Self { first: Target::Ram(at), second: None } => Some(at),
+            Self { first: Target::Ram(at), second: Some((Target::Ram(second), on_first)) }
+                if at.0 + u64::from(on_first) == second.0 =>
+            {
+                Some(at)
+            }
+            _ => None,
+        }
     }
 }
 
@@ -378,7 +392,8 @@ impl Cpu {
             self.store(place, W::BYTES, new.to_u64(), io);
             return old;
         }
-        if let Place { first: Target::Ram(at), second: None } = *place {
+        // Translated code does it like this, too: with anything else the two would not exclude each other.
+        if let Some(at) = place.as_one() {
             let mut old = self.memory.load::<W>(at);
             loop {
                 let (found, written) = self.memory.compare_exchange(at, old, change(old));

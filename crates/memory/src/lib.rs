@@ -165,7 +165,7 @@ impl GuestMemory {
         self.note(at, size_of::<T>() as u64)
     }
 
-    /// `LOCK CMPXCHG` on 1, 2, 4 or 8 bytes within a page; any alignment. Gives the old value and what was hit.
+    /// `LOCK CMPXCHG` on 1, 2, 4 or 8 bytes in one page or two that follow each other in RAM; any alignment. Gives the old value and what was hit.
     #[inline]
     pub fn compare_exchange<T: Word>(&self, at: RamOffset, expected: T, new: T) -> (T, Written) {
         let old = self.ram.compare_exchange(at, expected, new);

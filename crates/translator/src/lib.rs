@@ -9,6 +9,7 @@
 //! | `vcpu` | the run loop |
 //! | `cells` | which pages of code are known to be mapped where they were |
 //! | `spaces` | address spaces that are kept when the guest leaves them |
+//! | `checker` | whether what views hold is what walks give, for tests |
 //! | `cache` | translated blocks, links, look-ups, invalidation |
 //! | `changing` | which pages of code change all the time |
 //! | `heat` | when code is worth a translation, and when marks are in the way |
@@ -31,6 +32,7 @@ mod asm;
 mod cache;
 mod cells;
 mod changing;
+mod checker;
 mod context;
 mod counts;
 mod crossing;
@@ -46,7 +48,10 @@ mod xstate;
 
 pub use listing::Dump;
 
+use checker::Checker;
 use engine::{Caps, Engine, EngineError, Setup, Vcpu, VcpuId};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// How to translate.
 #[derive(Clone, Debug)]
@@ -64,8 +69,8 @@ pub struct Options {
     pub dump: Option<Dump>,
     /// Address spaces are kept when the guest leaves them. Without it a load of CR3 drops what isn't global, which is right and slow.
     pub keep_spaces: bool,
-    /// Whenever an address space is entered, what is held of it is compared with fresh walks; a difference ends the process. Slow,
-    /// and for one vCPU: another's changes in between would count as differences.
+    /// Whenever an address space is entered, what is held of it is compared with the walks it came from and with fresh ones; a
+    /// difference ends the process, unless another vCPU may have made it meanwhile. Slow.
     pub check_entries: bool,
     /// What of the host not to use, whether it has it or not.
     pub without: Without,
@@ -136,6 +141,8 @@ pub fn views() -> std::io::Result<()> {
 pub struct Translator {
     setup: Setup,
     options: Options,
+    /// vCPUs made so far.
+    vcpus: Arc<AtomicU32>,
 }
 
 impl Translator {
@@ -149,7 +156,7 @@ impl Translator {
         }
         let options =
             Options { code_cache: options.code_cache.max(MIN_CODE_CACHE).next_multiple_of(4096), ..options };
-        Ok(Self { setup, options })
+        Ok(Self { setup, options, vcpus: Arc::default() })
     }
 }
 
@@ -159,7 +166,10 @@ impl Engine for Translator {
     }
 
     fn create_vcpu(&self, id: VcpuId) -> Result<Box<dyn Vcpu>, EngineError> {
-        Ok(Box::new(vcpu::TranslatedVcpu::new(id, self.setup.clone(), &self.options)?))
+        let checker = self.options.check_entries.then(|| Checker::new(self.vcpus.clone()));
+        let vcpu = vcpu::TranslatedVcpu::new(id, self.setup.clone(), &self.options, checker)?;
+        self.vcpus.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(vcpu))
     }
 }
 

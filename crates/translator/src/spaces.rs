@@ -124,6 +124,7 @@ impl Spaces {
     /// Drops all translations that aren't global, or really all, and enters those of what is in force now.
     fn renew(&mut self, all: bool, filler: &mut Filler, cells: &mut Cells, context: &mut ContextCell) {
         self.here.judge(filler);
+        filler.begin_flush(all);
         filler.take(false, &mut self.here.data);
         cells.doubt_side(false, &mut self.here.code, context);
         if all {
@@ -133,6 +134,7 @@ impl Spaces {
         if !self.keeps {
             self.here = Space::default();
             self.global = Space::default();
+            filler.check();
             return;
         }
         let root = filler.core.root();
@@ -148,7 +150,7 @@ impl Spaces {
             global.enter(filler, cells, context, chance, counts);
             global.left_out.clear();
         }
-        filler.check(all);
+        filler.check();
     }
 
     fn change(&mut self, root: u64) {

@@ -5,6 +5,7 @@
 
 use crate::cache::{BlockId, Cache, MAX_BYTES, Place, next_page};
 use crate::changing::Changing;
+use crate::checker::Checker;
 use crate::context::{Context, XSAVE};
 use crate::counts::{Counts, Fallbacks};
 use crate::crossing::Crossing;
@@ -68,7 +69,12 @@ pub(crate) struct TranslatedVcpu {
 }
 
 impl TranslatedVcpu {
-    pub(crate) fn new(id: VcpuId, setup: Setup, options: &Options) -> Result<Self, EngineError> {
+    pub(crate) fn new(
+        id: VcpuId,
+        setup: Setup,
+        options: &Options,
+        checker: Option<Checker>,
+    ) -> Result<Self, EngineError> {
         let host = |what| move |source| EngineError::Host { what, source };
         let memory = setup.memory.clone();
         let fsgsbase = !options.without.fsgsbase && enter::has_fsgsbase();
@@ -90,7 +96,7 @@ impl TranslatedVcpu {
         for user in [false, true] {
             cache.forget_targets(user, &mut context);
         }
-        let filler = Filler::new(core, memory.clone(), shared, fsgsbase, options.check_entries);
+        let filler = Filler::new(core, memory.clone(), shared, fsgsbase, checker);
         let fixed = context.get();
         fixed.fill = Filler::entry();
         fixed.proceed = kicker.word().as_ptr() as u64;

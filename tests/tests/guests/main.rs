@@ -15,6 +15,7 @@ mod lifecycle;
 mod network;
 mod patching;
 mod process;
+mod stress;
 mod terminals;
 
 use libtest_mimic::{Arguments, Trial};
@@ -45,6 +46,13 @@ const LONG: &[&str] = &[
     "memtest86_of_32_bits_runs_its_first_pass",
     "a_kernel_may_change_its_code_twenty_times",
     "node_computes_as_it_should",
+    "the_cloud_kernel_boots_on_eight_vcpus",
+    "the_cloud_kernel_boots_on_sixty_four_vcpus",
+    "all_stressors_pass_on_two_vcpus",
+    "all_stressors_pass_on_four_vcpus",
+    "all_stressors_pass_on_eight_vcpus",
+    "a_kernel_may_change_its_code_while_four_vcpus_run_it",
+    "a_parallel_make_builds_what_it_should_on_two_four_and_eight_vcpus",
 ];
 
 /// What most tests need.
@@ -67,6 +75,7 @@ fn main() -> ExitCode {
         patching::TESTS,
         jits::TESTS,
         disks::TESTS,
+        stress::TESTS,
     ];
     let mut trials = Vec::new();
     for &(name, files, test) in tests.into_iter().flatten() {

@@ -69,7 +69,7 @@ pub(crate) fn run(command: &mut Command, until: Option<&str>) -> Ended {
 /// Runs until the process ends; does something when `mark` has appeared on stdout.
 pub(crate) fn run_and(command: &mut Command, mark: &str, does: impl FnOnce()) -> Ended {
     let mut does = Some(does);
-    watch(command, None, PATIENCE, |stdout| {
+    watch(command, None, PATIENCE, |_, stdout| {
         if stdout.windows(mark.len()).any(|window| window == mark.as_bytes())
             && let Some(does) = does.take()
         {
@@ -80,15 +80,20 @@ pub(crate) fn run_and(command: &mut Command, mark: &str, does: impl FnOnce()) ->
 
 /// As [`run`], until `until` has appeared so many times, for a guest that may take longer.
 pub(crate) fn run_for(command: &mut Command, until: Option<(&str, usize)>, patience: Duration) -> Ended {
-    watch(command, until, patience, |_| ())
+    watch(command, until, patience, |_, _| ())
 }
 
-/// The same; `look` gets all of stdout whenever there is more of it.
+/// Runs until the process ends; `look` gets the process's number and all of stdout whenever there is more of it.
+pub(crate) fn run_watched(command: &mut Command, look: impl FnMut(u32, &[u8])) -> Ended {
+    watch(command, None, PATIENCE, look)
+}
+
+/// The same; `look` gets the process's number and all of stdout whenever there is more of it.
 fn watch(
     command: &mut Command,
     until: Option<(&str, usize)>,
     patience: Duration,
-    mut look: impl FnMut(&[u8]),
+    mut look: impl FnMut(u32, &[u8]),
 ) -> Ended {
     let start = Instant::now();
     let mut child = command.spawn().expect("the binary starts");
@@ -113,7 +118,7 @@ fn watch(
         let before = stdout.len();
         stdout.extend(piece);
         times.push((stdout.len(), at));
-        look(&stdout);
+        look(child.id(), &stdout);
         if let Some((mark, often)) = until {
             // A mark may have begun in the piece before.
             let from = before.saturating_sub(mark.len() - 1);

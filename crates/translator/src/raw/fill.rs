@@ -5,16 +5,16 @@
 
 use crate::cache::Place;
 use crate::cells::Cells;
+use crate::checker::{Checker, Held, Walk};
 use crate::context::Context;
 use crate::raw::enter::{ContextCell, enter};
 use crate::raw::signals::{self, Running};
 use crate::spaces::Spaces;
 use crate::stubs::Want;
 use engine::{Counters, Platform};
-use interpreter::{Core, Prober, Viewer};
+use interpreter::{Core, Probed, Prober, Viewer};
 use memory::{GuestMemory, RamOffset};
 use shadow::{Fill, Shared, View};
-use std::collections::HashSet;
 use std::ptr::NonNull;
 use x86::Rflags;
 use x86::control::cr4;
@@ -38,8 +38,8 @@ pub(crate) struct Filler {
     /// The running vCPU's, during a run.
     context: *mut Context,
     lent: Option<Lent>,
-    /// Where entries are checked: pages that have had one, by view.
-    ever: Option<HashSet<(usize, u64)>>,
+    /// Where entries are checked.
+    checker: Option<Checker>,
     pub(crate) fills: u64,
     /// User code may set GS.
     fsgsbase: bool,
@@ -54,7 +54,7 @@ impl Filler {
         memory: GuestMemory,
         shared: Shared,
         fsgsbase: bool,
-        check: bool,
+        checker: Option<Checker>,
     ) -> Box<Self> {
         Box::new(Self {
             fsgsbase,
@@ -67,7 +67,7 @@ impl Filler {
             io: None,
             context: std::ptr::null_mut(),
             lent: None,
-            ever: check.then(HashSet::new),
+            checker,
             fills: 0,
         })
     }
@@ -155,6 +155,13 @@ impl Filler {
         self.lent = None;
     }
 
+    /// The guest flushes: what isn't global, or everything. What is entered from here on is new.
+    pub(crate) fn begin_flush(&mut self, all: bool) {
+        if let Some(checker) = &mut self.checker {
+            checker.begin(all);
+        }
+    }
+
     /// Drops what the views hold of one linear address.
     pub(crate) fn drop_address(&mut self, address: u64) {
         for view in self.views.iter_mut().flatten() {
@@ -180,32 +187,28 @@ impl Filler {
 
     /// The tables that are in force, and the views.
     pub(crate) fn parts(&mut self) -> (Prober<'_>, Views<'_>) {
-        let views = Views { views: &mut self.views, memory: &self.memory, ever: self.ever.as_mut() };
+        let views = Views { views: &mut self.views, memory: &self.memory, checker: self.checker.as_mut() };
         (self.core.prober(), views)
     }
 
-    /// Compares what the views hold of the address space that has just been entered with fresh walks. What is global may be older,
-    /// unless everything has just been dropped (`all`).
+    /// Compares what the views hold, after a flush, with the walks it came from and with fresh ones.
     ///
     /// # Panics
     /// Where they differ.
-    pub(crate) fn check(&self, all: bool) {
-        let Some(ever) = &self.ever else { return };
+    pub(crate) fn check(&mut self) {
+        let Some(checker) = &mut self.checker else { return };
         let mut prober = self.core.prober();
-        for &(number, page) in ever {
-            let Some(view) = &self.views[number] else { continue };
-            let (read, write) = (view.read_entry(page), view.write_entry(page));
-            let found = prober.probe(page, viewer(number));
-            if read == 0 {
-                assert_eq!(write, 0, "a page that can be written can be read: {page:#x}");
-            } else if all || found.is_some_and(|found| !found.global) {
-                let fresh = found.filter(|found| found.read).map(|found| self.memory.host_address(found.ram));
-                assert_eq!(fresh, Some(read.wrapping_add(page)), "view {number}, page {page:#x}");
-                assert!(write == 0 || write == read, "view {number}, page {page:#x}: two places");
-                let writable = found.is_some_and(|found| found.write);
-                assert!(write == 0 || writable, "view {number}, page {page:#x} isn't writable");
-            }
-        }
+        let held = |view: usize, page| {
+            let view = self.views[view].as_ref();
+            view.map_or(Held { read: 0, write: 0 }, |view| Held {
+                read: view.read_entry(page),
+                write: view.write_entry(page),
+            })
+        };
+        checker.compare(held, |view, page| {
+            let found = prober.probe(page, viewer(view)).filter(|found| found.read)?;
+            Some(walk(&self.memory, found))
+        });
     }
 
     pub(crate) fn drop_everything(&mut self) {
@@ -225,6 +228,10 @@ impl Filler {
     /// What the views are doing.
     pub(crate) fn counters(&self, into: &mut Counters) {
         into.add("tlb", "fills", self.fills);
+        if let Some(checker) = &self.checker {
+            into.add("check", "compared", checker.compared);
+            into.add("check", "moved_meanwhile", checker.moved);
+        }
         let views = || self.views.iter().flatten();
         into.add("tlb", "entries", views().map(|view| view.filled() as u64).sum());
         let ranges: Vec<_> = views().map(View::tables).collect();
@@ -256,7 +263,6 @@ impl Filler {
             return 0;
         }
         let Some(view) = &mut self.views[self.current] else { return 0 };
-        note(self.ever.as_mut(), self.current, address & !0xfff);
         self.fills += 1;
         let fill = Fill {
             page: address & !0xfff,
@@ -266,6 +272,10 @@ impl Filler {
             global: mapping.global,
             large: mapping.large,
         };
+        if let Some(checker) = &mut self.checker {
+            let walk = Walk { host: fill.host, write: mapping.write, global: mapping.global };
+            checker.record(self.current, fill.page, walk);
+        }
         if write && derived {
             // First the address, then a look: see `watch_granules`.
             view.watch(&fill, self.memory.watch_granules(mapping.ram));
@@ -366,7 +376,7 @@ struct Lent {
 pub(crate) struct Views<'a> {
     views: &'a mut [Option<View>; VIEWS],
     memory: &'a GuestMemory,
-    ever: Option<&'a mut HashSet<(usize, u64)>>,
+    checker: Option<&'a mut Checker>,
 }
 
 /// As whom a view sees.
@@ -378,23 +388,21 @@ fn viewer(view: usize) -> Viewer {
     }
 }
 
-/// Notes a page that gets an entry, if entries are checked; not more than can be checked in reasonable time.
-fn note(ever: Option<&mut HashSet<(usize, u64)>>, view: usize, page: u64) {
-    const MOST: usize = 4096;
-    if let Some(ever) = ever
-        && ever.len() < MOST
-    {
-        ever.insert((view, page));
-    }
+/// What a walk that leaves no trace has found.
+fn walk(memory: &GuestMemory, found: Probed) -> Walk {
+    Walk { host: memory.host_address(found.ram), write: found.write, global: found.global }
 }
 
 impl Views<'_> {
     /// Enters a page if the tables that are in force allow it without anything being set in them.
     pub(crate) fn enter(&mut self, prober: &mut Prober<'_>, view: usize, page: u64) -> bool {
-        note(self.ever.as_deref_mut(), view, page);
-        let (Some(view), Some(found)) = (&mut self.views[view], prober.probe(page, viewer(view))) else {
+        let number = view;
+        let (Some(view), Some(found)) = (&mut self.views[number], prober.probe(page, viewer(number))) else {
             return false;
         };
+        if let Some(checker) = &mut self.checker {
+            checker.record(number, page, walk(self.memory, found));
+        }
         view.fill(&Fill {
             page,
             host: self.memory.host_address(found.ram),
