@@ -181,6 +181,7 @@ impl Bench {
             memory: 128 << 20,
             cpus,
             la57: false,
+            mwait: false,
             mitigations: control::Mitigations::Off,
             boot: BootConfig {
                 kernel: self.images.folder.path().join(image),

@@ -59,7 +59,8 @@ pub(crate) struct Run {
     /// Initial RAM disk; for multiboot a comma-separated list of modules
     #[arg(long, value_name = "FILE", alias = "initrd", conflicts_with = "command", help_heading = "Boot")]
     pub(crate) initramfs: Option<PathBuf>,
-    /// Kernel command line; may be repeated [default: console=ttyS0 no_timer_check]
+    /// Kernel command line; may be repeated [default: console=ttyS0 no_timer_check, and the
+    /// TSC's frequency where Linux doesn't ask CPUID for it]
     #[arg(
         short = 'a',
         long,
@@ -103,6 +104,9 @@ pub(crate) struct Run {
     /// Offer the guest 5-level paging (57-bit addresses)
     #[arg(long, help_heading = "Machine")]
     pub(crate) la57: bool,
+    /// Offer the guest MONITOR and MWAIT, with which it then waits for work
+    #[arg(long, help_heading = "Machine")]
+    pub(crate) mwait: bool,
     /// What executes guest code
     #[arg(long, value_enum, value_name = "ENGINE", alias = "accel", default_value_t = Engine::Auto, help_heading = "Machine")]
     pub(crate) engine: Engine,

@@ -142,6 +142,7 @@ fn offered() -> String {
         cpus: 1,
         tsc_hz: 1_000_000_000,
         la57: false,
+        mwait: false,
         mitigations: machine::cpuid::Mitigations::Off,
     };
     machine::cpuid::offered_features(&machine::cpuid::build(&machine::cpuid::host, options)).join(" ")

@@ -20,6 +20,8 @@ pub struct MachineConfig {
     pub cpus: u32,
     /// CPUID offers 5-level paging (57-bit linear addresses), which guests then switch on.
     pub la57: bool,
+    /// CPUID offers MONITOR and MWAIT, with which guests then idle.
+    pub mwait: bool,
     /// What the guest is told of the leaks that CPUs have.
     pub mitigations: Mitigations,
     /// What to boot.

@@ -190,6 +190,11 @@ pub trait Platform {
     /// The event to take now, if there is one that the window admits; the vCPU takes it. INIT and start-up IPIs need no
     /// window. Asked after a kick, and again whenever the window has opened further.
     fn take_event(&mut self, window: Window) -> Option<Event>;
+    /// Whether [`take_event`](Self::take_event) would find something if every window were open. For MWAIT, which a masked
+    /// interrupt may end: true where there is nothing ends it early, which it may do anyway.
+    fn has_event(&mut self) -> bool {
+        true
+    }
     /// Value of the APIC global enable bit in IA32_APIC_BASE, which CPUID.1:EDX.APIC mirrors.
     fn apic_enabled(&mut self) -> bool;
 }

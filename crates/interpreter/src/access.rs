@@ -54,6 +54,14 @@ impl Place {
             _ => None,
         }
     }
+
+    /// Where in RAM its first byte lies.
+    pub(crate) fn ram(&self) -> Option<RamOffset> {
+        match self.first {
+            Target::Ram(at) => Some(at),
+            Target::Bus(_) => None,
+        }
+    }
 }
 
 impl Cpu {

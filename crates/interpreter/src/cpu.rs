@@ -13,7 +13,7 @@ use crate::tlb::Tlb;
 use crate::width::Width;
 use engine::{Kicker, Setup, VcpuId};
 use iced_x86::Register;
-use memory::GuestMemory;
+use memory::{GuestMemory, LineMonitor};
 use x86::control::{cr0, cr4, efer};
 use x86::state::{Segment, seg};
 use x86::{CpuState, Exception, Rflags};
@@ -80,6 +80,13 @@ pub(crate) mod special {
 pub(crate) const FAST_READ: u8 = 1;
 pub(crate) const FAST_WRITE: u8 = 2;
 
+/// How MWAIT waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Wait {
+    /// An interrupt ends it even with IF clear (ECX bit 0).
+    pub(crate) breaks: bool,
+}
+
 pub(crate) struct Cpu {
     // Hot: used by nearly every handler.
     /// 0..=15 general registers, then [`ZERO`] and [`BLOCK_RIP`].
@@ -117,6 +124,10 @@ pub(crate) struct Cpu {
     pub(crate) vector_elsewhere: bool,
     /// PAUSEs executed: see `misc::pause`.
     pub(crate) pauses: u32,
+    /// MONITOR's line, once there has been one.
+    pub(crate) monitor: Option<LineMonitor>,
+    /// While the activity is `Halted`: it is MWAIT's, not HLT's.
+    pub(crate) wait: Option<Wait>,
 
     // Fixed configuration and glue.
     pub(crate) id: VcpuId,
@@ -154,6 +165,8 @@ impl Cpu {
             instructions: 0,
             vector_elsewhere: false,
             pauses: 0,
+            monitor: None,
+            wait: None,
             id,
             setup,
             kicker: Kicker::new(),

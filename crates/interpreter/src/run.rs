@@ -207,6 +207,7 @@ impl InterpretedVcpu {
                 None => cpu.special &= !special::RECHECK,
             }
         }
+        self.cpu.end_wait(io);
         if kicked {
             return Some(Exit::Kicked);
         }

@@ -76,6 +76,7 @@ impl Vcpu for InterpretedVcpu {
 
     fn state(&mut self, _groups: Groups) -> Result<&mut CpuState, EngineError> {
         if !self.borrowed {
+            self.cpu.forget_wait();
             self.cpu.publish();
             self.borrowed = true;
         }

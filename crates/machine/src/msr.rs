@@ -132,6 +132,8 @@ pub struct Msrs {
     vendor: Vendor,
     /// IA32_ARCH_CAPABILITIES exists.
     has_capabilities: bool,
+    /// MONITOR is offered.
+    has_monitor: bool,
     /// Bits that a guest-physical address may have.
     address_mask: u64,
     /// What was written where it differs from the power-up value.
@@ -151,6 +153,7 @@ impl Msrs {
         Self {
             vendor: vendor(cpuid.stored(0, 0)),
             has_capabilities: cpuid.stored(7, 0).edx >> 29 & 1 != 0,
+            has_monitor: cpuid.stored(1, 0).ecx >> 3 & 1 != 0,
             address_mask: (1 << physical_bits) - 1,
             written: BTreeMap::new(),
             logged,
@@ -239,6 +242,11 @@ impl Msrs {
                 Vendor::Amd => (PATCH_LEVEL, Ignore),
             },
             UCODE_WRITE => (0, Ignore),
+            // As long as MONITOR is offered, this says so.
+            msr::MISC_ENABLE if self.vendor == Vendor::Intel => {
+                let enable = MISC_ENABLE | u64::from(self.has_monitor) << 18;
+                (enable, Keep(enable | MISC_ENABLE_WRITABLE))
+            }
             msr::ARCH_CAPABILITIES if self.has_capabilities => (ARCH_CAPABILITIES, Refuse),
             _ => {
                 return match self.vendor {
@@ -270,7 +278,6 @@ fn intel(number: u32, any: Write) -> Option<(u64, Write)> {
     Some(match number {
         msr::PLATFORM_ID => (0, Refuse),
         msr::FEATURE_CONTROL => (FEATURE_CONTROL_LOCKED, Refuse),
-        msr::MISC_ENABLE => (MISC_ENABLE, Keep(MISC_ENABLE | MISC_ENABLE_WRITABLE)),
         msr::DEBUG_CTL => (0, Keep(DEBUG_CTL_WRITABLE)),
         CORE_CAPABILITIES | PERF_CAPABILITIES | SMI_COUNT | RAPL_UNIT | PPIN => (0, Refuse),
         // No turbo, no CPUID faulting, no TDP limits: all zero but the ratio, which nobody needs to know.

@@ -121,6 +121,10 @@ impl Platform for VcpuPlatform {
         })
     }
 
+    fn has_event(&mut self) -> bool {
+        self.board.lapics.has_event(self.id)
+    }
+
     fn apic_enabled(&mut self) -> bool {
         self.board.lapics.is_enabled(self.id)
     }

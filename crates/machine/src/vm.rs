@@ -156,6 +156,7 @@ impl Machine {
             cpus: config.cpus,
             tsc_hz: clock.tsc_hz(),
             la57: config.la57,
+            mwait: config.mwait,
             mitigations: config.mitigations,
         };
         let cpuid = cpuid::build(&cpuid::host, options);

@@ -17,23 +17,27 @@
 //! the page's is stale: its owner compares the bytes it was made from, and keeps or drops it. Stores to other
 //! granules of the page cost one look at a flag byte.
 //!
+//! A vCPU that waits for a store to a line uses the same marks ([`LineMonitor`]).
+//!
 //! Marks may be taken back ([`GuestMemory::unmark_derived`]), by anybody and for everybody: that counts as a write, so
 //! who finds its generation out of date marks again before it compares.
 //!
 //! Threads: everything here may be used by any number of threads at once. Locks: one for changes of marks, held while direct
-//! writers are waited for, taken by nobody who is one at that moment; and a process-wide one for `LOCK`ed accesses that
-//! cross a page.
+//! writers are waited for, taken by nobody who is one at that moment; one for the list of monitors, a leaf; and a process-wide one
+//! for `LOCK`ed accesses that cross a page.
 
 mod direct;
 mod dma;
 mod log;
 mod map;
+mod monitor;
 mod raw;
 mod resident;
 
 pub use direct::DirectWriter;
 pub use dma::{Dma, DmaRegion, Notice};
 pub use map::{Layout, Region};
+pub use monitor::LineMonitor;
 pub use raw::{Ram, RamOffset, Word};
 pub use resident::{resident_bytes, resident_in_all};
 
@@ -112,6 +116,8 @@ struct Shared {
     directs: direct::Directs,
     /// Held while marks are made and taken back.
     marking: Mutex<()>,
+    /// Who waits for a store to a line.
+    monitors: monitor::Monitors,
 }
 
 const HAS_DERIVED: u8 = 1;
@@ -134,6 +140,7 @@ impl GuestMemory {
                 writes: log::PageLog::new(),
                 directs: direct::Directs::new(),
                 marking: Mutex::new(()),
+                monitors: monitor::Monitors::new(),
             }),
         })
     }
@@ -297,6 +304,7 @@ impl GuestMemory {
         }
         info.generation.fetch_add(1, Ordering::SeqCst);
         self.shared.writes.push(frame);
+        self.shared.monitors.hit(frame, mask);
     }
 
     /// The granules of the page at `at` that something is derived from, one bit each.
@@ -419,6 +427,7 @@ impl GuestMemory {
                     fence(Ordering::Release);
                     info.generation.fetch_add(1, Ordering::Release);
                     self.shared.writes.push(frame);
+                    self.shared.monitors.hit(frame, mask);
                     written = Written::Derived;
                 }
             }

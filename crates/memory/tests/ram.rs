@@ -1,6 +1,9 @@
 //! Guest memory through its public face: accesses, bounds, and what derived structures see.
 
 use memory::{GuestMemory, Layout, MemoryError, RamOffset, Region, Written};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 use x86::Gpa;
 
 fn memory() -> GuestMemory {
@@ -128,4 +131,109 @@ fn marks_that_are_taken_back_count_as_a_write_and_can_be_made_again() {
     assert!(memory.marked_since(&mut marks, |page| pages.push(page)));
     assert_eq!(pages, [1]);
     assert_eq!(memory.store(at, 1u8), Written::Derived);
+}
+
+#[test]
+fn a_monitor_is_woken_once_by_the_first_store_to_its_line_by_anybody() {
+    let memory = memory();
+    let woken = Arc::new(AtomicU32::new(0));
+    let wakes = Arc::clone(&woken);
+    let monitor = memory.add_monitor(Box::new(move || {
+        wakes.fetch_add(1, Ordering::SeqCst);
+    }));
+    let line = RamOffset(0x1048);
+    assert!(!monitor.is_armed());
+    let _ = memory.store(line, 1u8);
+    let stores: [fn(&GuestMemory); 6] = [
+        |memory| {
+            let _ = memory.store(RamOffset(0x107f), 0u8);
+        },
+        |memory| {
+            let _ = memory.compare_exchange(RamOffset(0x1040), 0u64, 0);
+        },
+        |memory| {
+            let _ = memory.store_bytes(RamOffset(0xff0), &[0; 0x51]);
+        },
+        |memory| {
+            let _ = memory.copy_ascending(RamOffset(0), RamOffset(0x1000), 0x100);
+        },
+        |memory| memory.write(Gpa(0x1060), &[1]).expect("RAM"),
+        // Whoever takes the mark back ends the watch.
+        |memory| memory.unmark_derived(RamOffset(0x1000), 0b10),
+    ];
+    for (number, store) in (1..).zip(stores) {
+        monitor.arm(line);
+        let _ = memory.store(RamOffset(0x103f), 1u8);
+        let _ = memory.store(RamOffset(0x1080), 1u64);
+        let _ = memory.store(RamOffset(0x3040), 1u64);
+        assert!(monitor.is_armed());
+        store(&memory);
+        store(&memory);
+        assert!(!monitor.is_armed());
+        assert_eq!(woken.load(Ordering::SeqCst), number);
+    }
+    monitor.arm(line);
+    monitor.disarm();
+    let _ = memory.store(line, 1u8);
+    monitor.arm(RamOffset(0x2000));
+    let _ = memory.store(line, 1u8);
+    assert!(monitor.is_armed());
+    assert_eq!(woken.load(Ordering::SeqCst), 6);
+    drop(monitor);
+    let _ = memory.store(RamOffset(0x2000), 1u8);
+    assert_eq!(woken.load(Ordering::SeqCst), 6);
+}
+
+#[test]
+fn marks_of_a_line_are_spared_while_it_is_armed_and_a_while_longer() {
+    let memory = memory();
+    let monitor = memory.add_monitor(Box::new(|| ()));
+    let line = RamOffset(0x1040);
+    monitor.arm(line);
+    for _ in 0..10_000 {
+        assert_eq!(memory.monitored_granules(RamOffset(0x1fff)), 0b10);
+    }
+    assert_eq!(memory.monitored_granules(RamOffset(0x2040)), 0);
+    let _ = memory.store(line, 1u8);
+    assert!((0..10_000).any(|_| memory.monitored_granules(line) == 0));
+    monitor.arm(line);
+    assert_eq!(memory.monitored_granules(line), 0b10);
+}
+
+/// A sleeper that arms, looks, and sleeps only while armed, as the guest's MONITOR, load and MWAIT do, never misses a store.
+#[test]
+fn no_store_of_another_thread_is_missed() {
+    let memory = memory();
+    let kicker = Arc::new((Mutex::new(false), Condvar::new()));
+    let other = Arc::clone(&kicker);
+    let monitor = memory.add_monitor(Box::new(move || {
+        *other.0.lock().expect("no panic") = true;
+        other.1.notify_all();
+    }));
+    let (there, back) = (RamOffset(0x1040), RamOffset(0x2040));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=20_000u32 {
+                let _ = memory.store(there, round);
+                while memory.load::<u32>(back) != round {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        for round in 1..=20_000u32 {
+            loop {
+                *kicker.0.lock().expect("no panic") = false;
+                monitor.arm(there);
+                if memory.load::<u32>(there) == round {
+                    break;
+                }
+                let guard = kicker.0.lock().expect("no panic");
+                let wait = |woken: &mut bool| monitor.is_armed() && !*woken;
+                let time = Duration::from_secs(60);
+                let (_guard, ended) = kicker.1.wait_timeout_while(guard, time, wait).expect("no panic");
+                assert!(!ended.timed_out(), "round {round}");
+            }
+            let _ = memory.store(back, round);
+        }
+    });
 }

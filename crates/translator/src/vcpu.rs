@@ -422,8 +422,11 @@ impl TranslatedVcpu {
                 held = 0;
             }
             let at = RamOffset(frame << 12);
-            let vain = memory.marked_granules(at) & !held;
             let often = self.rewritten.note(frame, made) || self.changing.has(frame);
+            if often && memory.marked_granules(at) & !held != 0 {
+                held |= memory.monitored_granules(at);
+            }
+            let vain = memory.marked_granules(at) & !held;
             if often && vain != 0 {
                 memory.unmark_derived(at, vain);
                 own += 1;

@@ -48,6 +48,9 @@ impl Platform for Watched<'_> {
         self.quiet = event.is_none() && window.interrupt;
         event
     }
+    fn has_event(&mut self) -> bool {
+        self.inner.has_event()
+    }
     fn apic_enabled(&mut self) -> bool {
         self.inner.apic_enabled()
     }

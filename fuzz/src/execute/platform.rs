@@ -119,6 +119,10 @@ impl Platform for Devices {
         })
     }
 
+    fn has_event(&mut self) -> bool {
+        self.event.is_some()
+    }
+
     fn apic_enabled(&mut self) -> bool {
         true
     }

@@ -26,7 +26,8 @@
 //! | `gate VECTOR = KIND SELECTOR:OFFSET ..` | an IDT entry |
 //! | `tss32`, `tss16 ADDRESS: FIELD=VALUE ..` | a task state segment |
 //! | `port NUMBER = VALUE` | what reads of the port give (all ones otherwise) |
-//! | `on-halt nmi`, `on-halt interrupt VECTOR` | what wakes the first HLT |
+//! | `on-halt nmi`, `on-halt interrupt VECTOR` | what wakes the first HLT or MWAIT |
+//! | `on-halt store ADDRESS = VALUE` | a byte that a device writes to memory then |
 //! | `budget COUNT` | instructions before the case counts as endless |
 //! | `ends halt [at LABEL]` | the default: a HLT of the case's own |
 //! | `ends #XX[(CODE)] [at LABEL]` | a handler nobody asked for was reached, with LABEL as return address |

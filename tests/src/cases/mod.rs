@@ -21,6 +21,7 @@ use engine::{Budget, Exit, Groups, Kicker, Setup, VcpuId};
 use judge::Outcome;
 use memory::{GuestMemory, Layout, Region};
 use platform::TestPlatform;
+use setup::Wake;
 use std::fmt::Write;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
@@ -41,9 +42,11 @@ pub fn cpuid() -> Cpuid {
     // GenuineIntel on every host: what vendors do differently is a matter of the case.
     (highest.ebx, highest.edx, highest.ecx) = (0x756e_6547, 0x4965_6e69, 0x6c65_746e);
     let one = table.leaf_mut(1, 0);
-    // PCID, x2APIC, XSAVE; VME, DE, PSE, TSC, MSR, PAE, CX8, APIC, SEP, PGE, CMOV, PAT, PSE-36, CLFLUSH.
-    one.ecx |= 1 << 17 | 1 << 21 | 1 << 26;
+    // MONITOR, PCID, x2APIC, XSAVE; VME, DE, PSE, TSC, MSR, PAE, CX8, APIC, SEP, PGE, CMOV, PAT, PSE-36, CLFLUSH.
+    one.ecx |= 1 << 3 | 1 << 17 | 1 << 21 | 1 << 26;
     one.edx |= 0b1010_1111_1011_0111_1110;
+    // MWAIT that masked interrupts end.
+    table.leaf_mut(5, 0).ecx |= 0b11;
     let seven = table.leaf_mut(7, 0);
     // FSGSBASE, SMEP, INVPCID, SMAP; UMIP, PKU, LA57.
     seven.ebx |= 1 << 0 | 1 << 7 | 1 << 10 | 1 << 20;
@@ -127,7 +130,10 @@ fn attempt(
         runs -= 1;
         match exit {
             Exit::Halted => match on_halt.take() {
-                Some(event) => platform.raise(event),
+                Some(Wake::Event(event)) => platform.raise(event),
+                Some(Wake::Store(at, byte)) => {
+                    memory.write(at, &[byte]).map_err(|error| error.to_string())?;
+                }
                 None => break exit,
             },
             Exit::Shutdown => break exit,

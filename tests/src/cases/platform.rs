@@ -146,6 +146,10 @@ impl Platform for TestPlatform {
         self.pending.remove(at)
     }
 
+    fn has_event(&mut self) -> bool {
+        !self.pending.is_empty()
+    }
+
     fn apic_enabled(&mut self) -> bool {
         true
     }

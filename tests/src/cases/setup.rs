@@ -10,11 +10,18 @@ use memory::GuestMemory;
 use std::collections::BTreeMap;
 use x86::{CpuState, Gpa};
 
+/// What comes from outside while the vCPU waits.
+pub(super) enum Wake {
+    Event(Event),
+    /// A device writes a byte.
+    Store(Gpa, u8),
+}
+
 /// A case ready to run.
 pub(super) struct Start {
     pub(super) state: CpuState,
     pub(super) answers: BTreeMap<u16, u64>,
-    pub(super) on_halt: Option<Event>,
+    pub(super) on_halt: Option<Wake>,
 }
 
 /// Names while a case is set up: labels and constants.
@@ -204,9 +211,15 @@ fn apply(
         }
         "on-halt" => {
             start.on_halt = Some(match rest.split_once(' ') {
-                None if rest == "nmi" => Event::Nmi,
-                Some(("interrupt", vector)) => Event::Interrupt(value(vector)? as u8),
-                _ => return Err("`nmi` or `interrupt VECTOR` is wanted".to_owned()),
+                None if rest == "nmi" => Wake::Event(Event::Nmi),
+                Some(("interrupt", vector)) => Wake::Event(Event::Interrupt(value(vector)? as u8)),
+                Some(("store", text)) => {
+                    let (at, _, text) = assignment(text)?;
+                    Wake::Store(Gpa(value(at)?), value(text)? as u8)
+                }
+                _ => {
+                    return Err("`nmi`, `interrupt VECTOR` or `store ADDRESS = VALUE` is wanted".to_owned());
+                }
             });
             Ok(())
         }

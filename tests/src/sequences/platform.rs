@@ -177,6 +177,10 @@ impl Platform for Recorder {
         Some(event)
     }
 
+    fn has_event(&mut self) -> bool {
+        !self.pending.is_empty()
+    }
+
     fn apic_enabled(&mut self) -> bool {
         true
     }

@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("all_bytes_pass_both_ways_unchanged", CLOUD, bytes),
     ("a_guest_that_fails_shows_its_log_where_it_was_kept_back", CLOUD, fails),
     ("five_level_paging_is_there_when_asked_for", CLOUD, la57),
+    ("linux_idles_by_mwait_where_it_is_offered", CLOUD, mwait),
     ("kernel_messages_are_shown_on_stderr_when_asked_for", CLOUD, verbose),
     ("linux_finds_nothing_to_mitigate_at_a_cost", CLOUD, mitigations),
     ("what_was_counted_is_written_at_the_end", CLOUD, stats),
@@ -138,6 +139,21 @@ fn la57(guests: &Guests) {
         let words = ["--", "sh", "-c", "grep -qw la57 /proc/cpuinfo"];
         let ended = run(guests.ombra().args(flags).args(words), None);
         assert_eq!(ended.status, Some(status), "{}", ended.stderr);
+    }
+}
+
+/// Two processes on two vCPUs wake each other through a pipe: the waker stores to the line that the other's MWAIT waits for, and
+/// sends no interrupt.
+fn mwait(guests: &Guests) {
+    let script = "dmesg | grep -q 'using mwait in idle threads' || exit 3
+        mkfifo /tmp/there /tmp/back; last=$(($(nproc) - 1))
+        (while read line; do echo $line; done) </tmp/there >/tmp/back & taskset -p 1 $! >/dev/null
+        taskset -p $((1 << last)) $$ >/dev/null; exec 3>/tmp/there 4</tmp/back
+        i=0; while [ $i -lt 500 ]; do echo $i >&3; read back <&4; [ $back = $i ] || exit 4; i=$((i + 1)); done
+        sleep 0.2; exec 3>&-; wait; echo $i";
+    for cpus in ["1", "2"] {
+        let ended = run(guests.ombra().args(["--mwait", "-c", cpus, "--", "sh", "-c", script]), None);
+        assert_eq!((ended.text().as_str(), ended.status), ("500\n", Some(0)), "{}", ended.stderr);
     }
 }
 

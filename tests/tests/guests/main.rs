@@ -38,6 +38,7 @@ const INTERPRETED: &[&str] = &[
     "the_cloud_kernel_boots_on_two_and_four_vcpus",
     "a_command_gives_its_own_status",
     "five_level_paging_is_there_when_asked_for",
+    "linux_idles_by_mwait_where_it_is_offered",
     "a_kernel_may_change_its_code",
 ];
 

@@ -253,6 +253,10 @@ impl Platform for Between<'_> {
         self.inner.take_event(window)
     }
 
+    fn has_event(&mut self) -> bool {
+        self.inner.has_event()
+    }
+
     fn apic_enabled(&mut self) -> bool {
         self.inner.apic_enabled()
     }

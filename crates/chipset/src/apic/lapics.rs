@@ -251,6 +251,13 @@ impl Lapics {
         taken
     }
 
+    /// Whether [`take_event`](Self::take_event) would find something with both windows open. Takes no lock.
+    #[must_use]
+    pub fn has_event(&self, cpu: u32) -> bool {
+        let cell = self.cell(cpu);
+        cell.event.load(Ordering::Acquire) || self.intr_reaches(cell)
+    }
+
     fn take_from(&self, cell: &Cell, nmi_window: bool, interrupt_window: bool) -> Option<ApicEvent> {
         let intr = interrupt_window && self.intr_reaches(cell);
         if cell.event.load(Ordering::Acquire) {

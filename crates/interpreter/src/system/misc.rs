@@ -1,9 +1,10 @@
 //! The rest: HLT and MWAIT, time-stamp and performance counters, and instructions that do nothing here.
 
 use super::Output;
-use crate::cpu::{Cpu, Step, special};
+use crate::cpu::{CodeSize, Cpu, Step, Wait, special};
 use crate::op::Op;
 use engine::Platform;
+use memory::LineMonitor;
 use x86::control::cr4;
 use x86::state::Activity;
 use x86::{Exception, msr};
@@ -41,6 +42,7 @@ pub(super) fn hlt(cpu: &mut Cpu, op: &Op, _: &mut dyn Platform) -> Step {
 impl Cpu {
     fn halt(&mut self, op: &Op) {
         self.state.activity = Activity::Halted;
+        self.wait = None;
         if op.ends_in_branch {
             self.rip = self.next_rip(op);
         }
@@ -52,12 +54,48 @@ impl Cpu {
         let there = self.offers(1, 0, Output::Ecx, 3);
         if there && self.cpl() == 0 { Ok(()) } else { Err(Exception::UD.into()) }
     }
+
+    /// What MONITOR and MWAIT are asked for in ECX: in 64-bit code all of RCX.
+    fn extensions(&self) -> u64 {
+        if self.code_size == CodeSize::Bits64 { self.regs[1] } else { self.regs[1] & 0xffff_ffff }
+    }
+
+    fn disarm(&self) {
+        if let Some(monitor) = &self.monitor {
+            monitor.disarm();
+        }
+    }
+
+    /// Ends MWAIT where its line has been written, or an interrupt has come that may end it, or an event has been taken
+    /// (SDM 2B MWAIT). The line has to be armed anew before the next.
+    pub(crate) fn end_wait(&mut self, io: &mut dyn Platform) {
+        let Some(wait) = self.wait else { return };
+        if self.state.activity == Activity::Halted {
+            let armed = self.monitor.as_ref().is_some_and(LineMonitor::is_armed);
+            if armed && !(wait.breaks && io.has_event()) {
+                return;
+            }
+        }
+        self.forget_wait();
+    }
+
+    /// Ends MWAIT, for no reason, as it may. Also for whoever takes the state away, in which there are no lines.
+    pub(crate) fn forget_wait(&mut self) {
+        if self.wait.take().is_some() {
+            self.disarm();
+            if self.state.activity == Activity::Halted {
+                self.state.activity = Activity::Running;
+                self.update_mode();
+            }
+        }
+    }
 }
 
-/// MONITOR: the address is checked and forgotten; MWAIT may wake for no reason (SDM 2B MWAIT).
+/// MONITOR: the line of 64 bytes that the address lies in is watched from before it is read (SDM 2B MONITOR). Where it isn't in RAM, no
+/// line is.
 pub(super) fn monitor(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
     cpu.require_monitor()?;
-    if cpu.regs[1] as u32 != 0 {
+    if cpu.extensions() != 0 {
         return Err(Exception::GP0.into());
     }
     let mask = match op.instruction().op0_register().size() {
@@ -70,20 +108,36 @@ pub(super) fn monitor(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
         iced_x86::Register::None => iced_x86::Register::DS,
         prefix => prefix,
     });
-    cpu.read::<u8>(segment, offset, io)?;
+    let place = cpu.place_for_read(segment, offset, 1, io)?;
+    match place.ram() {
+        Some(at) => {
+            let (memory, kicker) = (&cpu.memory, &cpu.kicker);
+            let monitor = cpu.monitor.get_or_insert_with(|| {
+                let kicker = kicker.clone();
+                memory.add_monitor(Box::new(move || kicker.kick()))
+            });
+            monitor.arm(at);
+        }
+        None => cpu.disarm(),
+    }
+    cpu.load(&place, 1, io);
     Ok(())
 }
 
-/// MWAIT: returns at once. A store to the monitored line isn't seen, so that sleeping could last too long.
+/// MWAIT: as HLT, but also ended by a store to the line that MONITOR has armed; nothing at all where there is none. C-states are hints
+/// (SDM 2B MWAIT).
 pub(super) fn mwait(cpu: &mut Cpu, op: &Op, _: &mut dyn Platform) -> Step {
     cpu.require_monitor()?;
-    if cpu.regs[1] as u32 > 1 {
+    let breaks = cpu.extensions() == 1;
+    if cpu.extensions() > 1 || breaks && !cpu.offers(5, 0, Output::Ecx, 1) {
         return Err(Exception::GP0.into());
     }
-    if op.ends_in_branch {
+    if cpu.monitor.as_ref().is_some_and(LineMonitor::is_armed) {
+        cpu.halt(op);
+        cpu.wait = Some(Wait { breaks });
+    } else if op.ends_in_branch {
         cpu.rip = cpu.next_rip(op);
     }
-    std::hint::spin_loop();
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The features that a guest may be offered, one row each (SDM 2A CPUID; AMD APM 3 appendix E).
 //!
 //! What is not in the table is never offered. Left out on purpose: VMX and SVM, AMX, TSX, SGX, processor trace, CET, supervisor
-//! keys, user interrupts, HRESET, WAITPKG, ENQCMD, LAM, FRED, MPX, Key Locker, performance counters, RDT, LBR, MONITOR, and
+//! keys, user interrupts, HRESET, WAITPKG, ENQCMD, LAM, FRED, MPX, Key Locker, performance counters, RDT, LBR, and
 //! AMD's CLZERO, RDPRU, MONITORX, XOP, FMA4, TBM and misaligned SSE operands.
 
 use x86::cpuid::{Cpuid, Leaf};
@@ -38,6 +38,8 @@ pub(super) enum Rule {
     Amd,
     /// Software's, where the machine asks for it.
     La57,
+    /// The same.
+    Mwait,
     /// With more than one vCPU.
     Smp,
     /// With more than one vCPU, where the host is AMD's.
@@ -101,7 +103,7 @@ pub(super) static FEATURES: &[Feature] = features! {
         25 "sse" Host; 26 "sse2" Host ["sse"]; 27 "ss" Host; 28 "ht" Smp;
     }
     1 . 0 Ecx {
-        0 "pni" Host ["sse2"]; 1 "pclmulqdq" Host ["sse2"]; 9 "ssse3" Host ["pni"]; 12 "fma" Host ["avx"]; 13 "cx16" Host;
+        0 "pni" Host ["sse2"]; 1 "pclmulqdq" Host ["sse2"]; 3 "monitor" Mwait; 9 "ssse3" Host ["pni"]; 12 "fma" Host ["avx"]; 13 "cx16" Host;
         17 "pcid" Always; 19 "sse4_1" Host ["ssse3"]; 20 "sse4_2" Host ["sse4_1"]; 21 "x2apic" Always; 22 "movbe" Host;
         23 "popcnt" Host; 24 "tsc_deadline_timer" Always; 25 "aes" Host ["sse2"]; 26 "xsave" Host ["fxsr"];
         28 "avx" Host ["xsave", "sse4_2"]; 29 "f16c" Host ["avx"]; 30 "rdrand" Host; 31 "hypervisor" Always;

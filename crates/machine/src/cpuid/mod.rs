@@ -37,6 +37,9 @@ const XSAVE_LEAST: u32 = 576;
 /// Component flags in leaf 0xD that the engine follows: aligned to 64 bytes in the compacted form.
 const XSAVE_ALIGNED: u32 = 1 << 1;
 
+/// Leaf 5: lines of 64 bytes, the extension that lets masked interrupts end MWAIT, and one kind of C1 (SDM 2A CPUID).
+const MONITOR_LINE: Leaf = Leaf { eax: 64, ebx: 64, ecx: 0b11, edx: 1 << 4 };
+
 /// What isn't the host's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
@@ -46,6 +49,8 @@ pub struct Options {
     pub tsc_hz: u64,
     /// Offers 5-level paging. Off by default: Linux then uses it for every address space, and each page walk costs more.
     pub la57: bool,
+    /// Offers MONITOR and MWAIT. Off by default: HLT costs the guest less.
+    pub mwait: bool,
     /// What the guest is told of the CPU's leaks.
     pub mitigations: Mitigations,
 }
@@ -108,6 +113,9 @@ pub fn build(query: &dyn Fn(u32, u32) -> Leaf, options: Options) -> Cpuid {
     set_topology(&mut table, vendor, options.cpus);
     set_extended_state(&mut table, &host);
     set_frequencies(&mut table, options.tsc_hz);
+    if options.mwait {
+        table.set(5, 0, MONITOR_LINE);
+    }
     table
 }
 
@@ -147,6 +155,7 @@ fn set_features(table: &mut Cpuid, host: &Host<'_>, vendor: Vendor, options: Opt
             Rule::Remedy => !immune && on_host,
             Rule::Amd => vendor == Vendor::Amd,
             Rule::La57 => options.la57,
+            Rule::Mwait => options.mwait,
             Rule::Smp => options.cpus > 1,
             Rule::AmdSmp => vendor == Vendor::Amd && options.cpus > 1,
         };

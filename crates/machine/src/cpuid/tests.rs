@@ -4,7 +4,7 @@ use super::features::Feature;
 use super::*;
 
 const OPTIONS: Options =
-    Options { cpus: 3, tsc_hz: 2_299_998_417, la57: false, mitigations: Mitigations::Off };
+    Options { cpus: 3, tsc_hz: 2_299_998_417, la57: false, mwait: false, mitigations: Mitigations::Off };
 
 /// A host on which every bit of every leaf is set.
 fn everything(leaf: u32, subleaf: u32) -> Leaf {
@@ -149,6 +149,15 @@ fn five_level_paging_is_offered_only_if_asked_for() {
     assert!(offers(&table, "la57"));
     assert_eq!(table.stored(0x8000_0008, 0).eax, 46 | 57 << 8);
     assert_eq!(build(&everything, OPTIONS).stored(0x8000_0008, 0).eax, 46 | 48 << 8);
+}
+
+#[test]
+fn monitor_and_its_leaf_are_there_only_if_asked_for() {
+    let nothing = |_: u32, _: u32| Leaf::default();
+    let table = build(&nothing, Options { mwait: true, ..OPTIONS });
+    assert!(offers(&table, "monitor"));
+    assert_eq!(table.query(5, 0), Leaf { eax: 64, ebx: 64, ecx: 3, edx: 0x10 });
+    assert!(!offers(&build(&everything, OPTIONS), "monitor"));
 }
 
 #[test]

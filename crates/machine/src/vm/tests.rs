@@ -84,6 +84,7 @@ fn config(kernel: &tempfile::NamedTempFile) -> MachineConfig {
         memory: 8 << 20,
         cpus: 2,
         la57: false,
+        mwait: false,
         mitigations: control::Mitigations::Off,
         boot: BootConfig { kernel: kernel.path().to_owned(), initramfs: None, cmdline: String::new() },
         serial: [Some(SerialConfig::Stream), None, None, None],
