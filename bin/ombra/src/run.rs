@@ -55,6 +55,7 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
         memory: flags.memory.0,
         cpus: flags.cpus,
         la57: flags.la57,
+        mwait: flags.mwait,
         mitigations: flags.mitigations.into(),
         boot: BootConfig {
             cmdline: cmdline(flags, mode, &kernel),
@@ -141,7 +142,15 @@ fn cmdline(flags: &Run, mode: Option<Mode>, kernel: &Path) -> String {
         None if !flags.cmdline.is_empty() || !find::takes_linux_arguments(kernel) => "",
         None => "console=ttyS0 no_timer_check",
     };
-    [ours, &given].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+    let clock = if ours.is_empty() { String::new() } else { tsc_frequency() };
+    [ours, &clock, &given].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// Tells Linux the TSC's frequency where it doesn't read it from CPUID, which it does only on Intel's CPUs. It would count TSC ticks
+/// during some of the PIT's, and a busy host may make that come out several times wrong.
+fn tsc_frequency() -> String {
+    let told = machine::cpuid::vendor(machine::cpuid::host(0, 0)) == machine::cpuid::Vendor::Intel;
+    if told { String::new() } else { format!("tsc_early_khz={}", machine::clock::host_tsc_hz() / 1000) }
 }
 
 fn initramfs(

@@ -3,7 +3,7 @@
 //! Asked only on AMD's hosts. Whole instructions are left out by [`differs`] when cases are made; what differs only in where a
 //! fault leaves things is left out of the comparison by [`forgives`].
 
-use super::case::{CODE, CODE_LEN, Outcome};
+use super::case::{CODE, CODE_LEN, FS_BASE, GS_BASE, Outcome};
 use super::generate::Case;
 use super::images::Image;
 use super::native::cpuid;
@@ -84,21 +84,21 @@ pub fn forgives(case: &Case, host: &Outcome, engine: &Outcome, what: &str) -> bo
         return false;
     }
     let pair = (host.vector.min(engine.vector), host.vector.max(engine.vector));
-    if matches!(pair, (12 | 13, 17)) && host.rip == engine.rip {
+    if matches!(pair, (12 | 13, 17)) && host.rip == engine.rip && ends_outside(&instruction, host) {
         // Which is first, of a misaligned operand that isn't canonical at its end.
         return matches!(what, "vector" | "error code" | "cr2");
     }
-    let register = what.starts_with('r') && !matches!(what, "rip" | "rflags");
     match instruction.mnemonic() {
         // Not canonical: nothing is pushed.
         M::Call => host.vector == 13 && what == "memory",
         // Which of two operands faults first, and what the iteration before has left.
         M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq if instruction.op0_kind() != OpKind::Register => {
-            register && repeats
-                || matches!(what, "vector" | "error code" | "cr2")
-                || repeats && what == "rflags"
+            let (theirs, ours) = (culprits(&instruction, host), culprits(&instruction, engine));
+            let same = theirs == ours && theirs.count_ones() == 1;
+            matches!(what, "vector" | "error code" | "cr2") && !same
+                || repeats && matches!(what, "rsi" | "rdi" | "rcx" | "rflags")
         }
-        M::Scasb | M::Scasw | M::Scasd | M::Scasq => repeats && (register || what == "rflags"),
+        M::Scasb | M::Scasw | M::Scasd | M::Scasq => repeats && matches!(what, "rdi" | "rcx" | "rflags"),
         // How much of the registers is cleared.
         _ if instruction.is_vsib() => what.starts_with("zmm"),
         // The place is looked at before the exception is raised.
@@ -117,6 +117,48 @@ pub fn forgives(case: &Case, host: &Outcome, engine: &Outcome, what: &str) -> bo
         _ if instruction.has_op_mask() => matches!(what, "cr2" | "error code"),
         _ => false,
     }
+}
+
+/// Address and size of each memory operand, with the registers as an outcome has them.
+fn memory_operands(instruction: &Instruction, outcome: &Outcome) -> Vec<(u64, u64)> {
+    let register = |register: Register, _: usize, _: usize| match register {
+        Register::FS => Some(FS_BASE),
+        Register::GS => Some(GS_BASE),
+        _ if register.is_segment_register() => Some(0),
+        _ if register.is_gpr() => {
+            let value = outcome.gpr[register.full_register().number()];
+            Some(if register.size() == 4 { value & 0xffff_ffff } else { value })
+        }
+        _ => None,
+    };
+    let size = instruction.memory_size().size() as u64;
+    (0..instruction.op_count())
+        .filter_map(|operand| instruction.virtual_address(operand, 0, register))
+        .map(|address| (address, size.max(1)))
+        .collect()
+}
+
+fn is_canonical(address: u64) -> bool {
+    (address as i64) << 16 >> 16 == address as i64
+}
+
+/// Whether a memory operand begins in one half of the canonical addresses and ends outside. Operands that aren't written out, as a push's,
+/// may.
+fn ends_outside(instruction: &Instruction, outcome: &Outcome) -> bool {
+    let operands = memory_operands(instruction, outcome);
+    let crosses = |&(at, size): &(u64, u64)| is_canonical(at) && !is_canonical(at.wrapping_add(size - 1));
+    operands.is_empty() || operands.iter().any(crosses)
+}
+
+/// Which memory operands an outcome's fault may be about, one bit each.
+fn culprits(instruction: &Instruction, outcome: &Outcome) -> u32 {
+    let may = |(at, size): (u64, u64)| match outcome.vector {
+        14 => outcome.cr2.wrapping_sub(at) < size,
+        17 => !at.is_multiple_of(size),
+        _ => !is_canonical(at) || !is_canonical(at.wrapping_add(size - 1)),
+    };
+    let operands = memory_operands(instruction, outcome);
+    operands.into_iter().enumerate().fold(0, |mask, (index, place)| mask | u32::from(may(place)) << index)
 }
 
 /// Whether `what` need not be the same after a page fault of an image's operand: which of its pages is looked at first, on processors
