@@ -4,8 +4,10 @@
 //! Nearly all forms leave the flags alone: they are the guest's. Encodings: SDM 2A 2.1, 2.2.1; 2.3 (VEX).
 
 mod changing;
+mod moving;
 
 pub(crate) use changing::condition;
+pub(crate) use moving::{Depends, Moved, PAGE_NUMBERS, Relocation, relocate};
 
 /// A host general register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -102,12 +104,15 @@ pub(crate) struct Hole8(usize);
 pub(crate) struct Asm {
     base: u64,
     bytes: Vec<u8>,
+    relocations: Vec<Relocation>,
+    /// It can't be moved: see [`Asm::pin`].
+    pinned: bool,
 }
 
 impl Asm {
     /// Code that will run at `base`.
     pub(crate) fn new(base: u64) -> Self {
-        Self { base, bytes: Vec::with_capacity(1024) }
+        Self { base, bytes: Vec::with_capacity(1024), relocations: Vec::with_capacity(32), pinned: false }
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -414,6 +419,10 @@ impl Asm {
             target,
             "code memory is smaller than 2 GiB"
         );
+        // What lies ahead in this code has no address yet.
+        if target < self.base || target > from {
+            self.depends(Depends::Host);
+        }
         self.raw(&distance.to_le_bytes());
     }
 

@@ -16,10 +16,12 @@
 //! | `invalidate` | writes to code, and how a block dies |
 //! | `renew` | blocks that look at their source |
 //! | `evict` | room for new ones |
+//! | `adopt` | blocks of the same code at other guest addresses |
 //! | `places` | from host addresses back to guest code |
 //!
 //! Called by the run loop on the vCPU's thread, never while translated code runs; no locks.
 
+mod adopt;
 mod evict;
 mod invalidate;
 mod links;
@@ -27,7 +29,7 @@ mod lookup;
 mod places;
 mod renew;
 
-use self::lookup::slot;
+use crate::asm::{Moved, Relocation};
 use crate::cells::Cells;
 use crate::emit::{self, Features, Mark, Mode, Request, Source, Translation};
 use crate::raw::code::CodeMemory;
@@ -55,11 +57,23 @@ const REGIONS: usize = 8;
 /// A link's number is its block's, times this, plus which of the block's links it is.
 const MOST_LINKS: u32 = 16;
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+/// What a block belongs to: a guest address, a place in RAM and a mode.
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Key {
     rip: u64,
     at: RamOffset,
     mode: Mode,
+}
+
+/// The same by the page's cell and the offset in the page.
+type Spot = (u32, u16, Mode);
+
+impl Key {
+    /// What the code is known by where it is counted how often it is met: code of the user's by its place, since it is met at other
+    /// addresses in other processes; code of the kernel by its address, which is known without a look at page tables.
+    fn heat(&self) -> u64 {
+        if self.mode.user { self.at.0 } else { self.rip }
+    }
 }
 
 pub(crate) struct Block {
@@ -86,6 +100,12 @@ pub(crate) struct Block {
     soft: Vec<u16>,
     /// Bytes of code memory from `entry` on that are its own.
     room: usize,
+    /// What has to be changed where it moves. `None`: it can't.
+    relocations: Option<Box<[Relocation]>>,
+    /// The next block of the same code, see `adopt`: itself, if there is no other.
+    twin: BlockId,
+    /// It was entered into a table of indirect targets.
+    remembered: bool,
 }
 
 impl Block {
@@ -113,6 +133,7 @@ impl Block {
         self.marks = made.marks.into_boxed_slice();
         self.bytes = bytes.into();
         self.counted = made.instructions - u16::from(made.ends_interpreted);
+        self.relocations = made.relocations;
         self.soft = soft;
     }
 
@@ -137,6 +158,20 @@ struct Link {
     to: Option<BlockId>,
 }
 
+impl Link {
+    /// The same one of a block that lies elsewhere.
+    fn moved(&self, moved: Moved) -> Self {
+        Self {
+            jump: self.jump.wrapping_add(moved.host),
+            stub: self.stub.wrapping_add(moved.host),
+            target: self.target.wrapping_add(moved.guest),
+            single: self.single,
+            to: None,
+        }
+    }
+}
+
+/// Where to look first for the block at an address. It may have moved meanwhile.
 #[derive(Clone, Copy)]
 struct LookUp {
     rip: u64,
@@ -159,6 +194,9 @@ pub(crate) struct Counts {
     pub(crate) translated: u64,
     /// Translated anew in their place.
     pub(crate) renewed: u64,
+    /// Moved or copied from another guest address.
+    pub(crate) moved: u64,
+    pub(crate) copied: u64,
     pub(crate) killed: u64,
     /// Regions whose blocks were evicted.
     pub(crate) evictions: u64,
@@ -177,8 +215,9 @@ pub(crate) struct Cache {
     /// The blocks in each region, dead ones too, with their entries, in order; and the region that is being filled.
     regions: [Vec<(u64, BlockId)>; REGIONS],
     filling: usize,
-    by_key: HashMap<Key, BlockId, BuildHasherDefault<KeyHasher>>,
-    by_frame: HashMap<u64, Vec<BlockId>, BuildHasherDefault<KeyHasher>>,
+    by_spot: HashMap<Spot, BlockId, BuildHasherDefault<KeyHasher>>,
+    /// Of the blocks of the same code the one that came last.
+    twins: HashMap<(RamOffset, Mode), BlockId, BuildHasherDefault<KeyHasher>>,
     look_ups: Box<[Option<LookUp>]>,
     pub(crate) cells: Cells,
     /// Changes of code that may have run: the thread has to serialize before it runs on.
@@ -199,8 +238,8 @@ impl Cache {
             free: Vec::new(),
             regions: Default::default(),
             filling: 0,
-            by_key: HashMap::default(),
-            by_frame: HashMap::default(),
+            by_spot: HashMap::default(),
+            twins: HashMap::default(),
             look_ups: vec![None; LOOK_UPS].into_boxed_slice(),
             cells: Cells::new(),
             patched: false,
@@ -268,14 +307,14 @@ impl Cache {
         context: &mut ContextCell,
     ) -> Option<(Translation, (u32, Option<u32>))> {
         for _ in 0..2 {
-            if self.free.is_empty() && self.blocks.len() >= MOST_BLOCKS {
+            if !self.has_number() {
                 self.evict(context);
             }
             let cell = self.cell(rip, mode, place, context);
             // The second must not take the first one's number, which is no block's yet.
-            self.cells.hold(cell);
+            self.cells.keep(Some(cell));
             let second_cell = second.map(|second| self.cell(next_page(rip, mode), mode, second, context));
-            self.cells.release(cell);
+            self.cells.keep(None);
             let block = self.next_id();
             let made = emit::translate(&Request {
                 bytes,
@@ -301,6 +340,11 @@ impl Cache {
         None
     }
 
+    /// Whether there is a number for another block.
+    fn has_number(&self) -> bool {
+        !self.free.is_empty() || self.blocks.len() < MOST_BLOCKS
+    }
+
     fn next_id(&self) -> BlockId {
         self.free.last().copied().unwrap_or(self.blocks.len() as BlockId)
     }
@@ -319,7 +363,7 @@ impl Cache {
         context: &mut ContextCell,
     ) -> BlockId {
         let key = Key { rip, at: place.at, mode };
-        if let Some(&old) = self.by_key.get(&key) {
+        if let Some(&old) = self.by_spot.get(&spot(cell, rip, mode)) {
             self.kill(old);
         }
         let second = second.zip(second_cell);
@@ -346,28 +390,38 @@ impl Cache {
             checks,
             soft: Vec::new(),
             room,
+            relocations: None,
+            twin: id,
+            remembered: false,
         };
         block.describe(bytes, Vec::new(), made);
+        self.enter(block);
+        if let Some((second, cell)) = second {
+            self.cells.hold(cell, id);
+            self.vouch(cell, second, context);
+        }
+        self.counts.translated += 1;
+        self.vouch(cell, place, context);
+        id
+    }
+
+    /// A block that begins where code memory was filled last gets its number, [`Cache::next_id`].
+    fn enter(&mut self, block: Block) {
+        let id = self.next_id();
+        let (key, cell, entry) = (block.key, block.cell, block.entry);
+        let moves = block.moves();
         if self.free.pop().is_some() {
             self.blocks[id as usize] = block;
         } else {
             self.blocks.push(block);
         }
-        self.regions[self.filling].push((base, id));
-        self.by_key.insert(key, id);
-        self.by_frame.entry(place.at.frame()).or_default().push(id);
-        self.cells.hold(cell);
-        if let Some((second, cell)) = second {
-            if second.at.frame() != place.at.frame() {
-                self.by_frame.entry(second.at.frame()).or_default().push(id);
-            }
-            self.cells.hold(cell);
-            self.vouch(cell, second, context);
+        self.regions[self.filling].push((entry, id));
+        self.by_spot.insert(spot(cell, key.rip, key.mode), id);
+        self.look_up_next(id);
+        self.cells.hold(cell, id);
+        if moves {
+            self.join_twins(id);
         }
-        self.look_ups[slot(rip, mode)] = Some(LookUp { rip, mode, block: id });
-        self.counts.translated += 1;
-        self.vouch(cell, place, context);
-        id
     }
 }
 
@@ -387,12 +441,23 @@ impl Hasher for KeyHasher {
     fn write_u8(&mut self, value: u8) {
         self.write_u64(value.into());
     }
+    fn write_u16(&mut self, value: u16) {
+        self.write_u64(value.into());
+    }
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(value.into());
+    }
     fn write_u64(&mut self, value: u64) {
         self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
     fn write_isize(&mut self, value: isize) {
         self.write_u64(value as u64);
     }
+}
+
+/// See [`Spot`].
+fn spot(cell: u32, rip: u64, mode: Mode) -> Spot {
+    (cell, (rip % PAGE_SIZE) as u16, mode)
 }
 
 /// The page after that of `rip`.

@@ -6,7 +6,7 @@
 //!
 //! Called by the cache, and by the run loop where the guest invalidates translations; on the vCPU's thread, no locks.
 
-use crate::cache::{KeyHasher, Place};
+use crate::cache::{BlockId, KeyHasher, Place};
 use crate::context::{CELL_COUNT, CELLS};
 use crate::raw::enter::ContextCell;
 use std::collections::HashMap;
@@ -21,7 +21,9 @@ struct Cell {
     large: bool,
     valid: bool,
     /// Blocks that check it.
-    blocks: u32,
+    blocks: Vec<BlockId>,
+    /// When it last became valid: later ones have larger numbers.
+    since: u64,
 }
 
 /// A page of code that was known to be mapped, and whether for user code.
@@ -38,12 +40,18 @@ pub(crate) struct Cells {
     cells: Vec<Cell>,
     free: Vec<u32>,
     by_page: HashMap<(u64, u64, bool), u32, BuildHasherDefault<KeyHasher>>,
+    /// Those that blocks check, by the place of their page in RAM.
+    by_frame: HashMap<u64, Vec<u32>, BuildHasherDefault<KeyHasher>>,
+    /// One that is kept though no block checks it yet.
+    kept: Option<u32>,
     /// Those that are valid: of the address space at hand, and global ones. One whose page has changed sides may be in both.
     valid: [Vec<u32>; 2],
     /// How many of them have a page that falls into a slot: most addresses that are invalidated are nobody's.
     at: Box<[u16; FILTER]>,
     /// How many of them lie in large pages, by region.
     large: [u32; REGIONS],
+    /// How often one became valid.
+    vouched: u64,
     /// Supervisor code's that were invalidated while translated code waited, if it does.
     lost: Option<Vec<u32>>,
 }
@@ -54,9 +62,12 @@ impl Cells {
             cells: Vec::new(),
             free: Vec::new(),
             by_page: HashMap::default(),
+            by_frame: HashMap::default(),
+            kept: None,
             valid: [Vec::new(), Vec::new()],
             at: Box::new([0; FILTER]),
             large: [0; REGIONS],
+            vouched: 0,
             lost: None,
         }
     }
@@ -73,15 +84,45 @@ impl Cells {
         lost.into_iter().any(|cell| !self.is_valid(cell))
     }
 
+    /// The cell of the page that `rip` lies in, if there is one.
+    pub(crate) fn find(&self, rip: u64, user: bool, place: Place) -> Option<u32> {
+        self.by_page.get(&(rip & !(PAGE_SIZE - 1), place.at.frame(), user)).copied()
+    }
+
+    /// The page of a cell.
+    pub(crate) fn page(&self, cell: u32) -> u64 {
+        self.cells[cell as usize].page
+    }
+
+    /// Whether blocks check the cell of the page that `rip` lies in, or it is known to be mapped.
+    pub(crate) fn is_used(&self, rip: u64, user: bool, place: Place) -> bool {
+        let used = |cell: &Cell| !cell.blocks.is_empty() || cell.valid;
+        self.find(rip, user, place).is_some_and(|cell| used(&self.cells[cell as usize]))
+    }
+
+    /// A cell becomes that of the page that `rip` lies in, which is in the same place in RAM. It isn't valid, and that page
+    /// has no cell that is used.
+    pub(crate) fn move_to(&mut self, cell: u32, rip: u64) {
+        let Cell { page: old, frame, user, valid, .. } = self.cells[cell as usize];
+        debug_assert!(!valid, "blocks would run where their page isn't");
+        let page = rip & !(PAGE_SIZE - 1);
+        if let Some(&other) = self.by_page.get(&(page, frame, user)) {
+            self.free.push(other);
+        }
+        self.by_page.remove(&(old, frame, user));
+        self.by_page.insert((page, frame, user), cell);
+        self.cells[cell as usize].page = page;
+    }
+
     /// The cell of the page that `rip` lies in, made if need be. `None`: all are in use.
     pub(crate) fn of(&mut self, rip: u64, user: bool, place: Place) -> Option<u32> {
-        let page = rip & !(PAGE_SIZE - 1);
-        let frame = place.at.frame();
-        if let Some(&cell) = self.by_page.get(&(page, frame, user)) {
+        if let Some(cell) = self.find(rip, user, place) {
             return Some(cell);
         }
+        let page = rip & !(PAGE_SIZE - 1);
+        let frame = place.at.frame();
         let Place { global, large, .. } = place;
-        let fresh = Cell { page, frame, user, global, large, valid: false, blocks: 0 };
+        let fresh = Cell { page, frame, user, global, large, valid: false, blocks: Vec::new(), since: 0 };
         let cell = if let Some(cell) = self.free.pop() {
             self.cells[cell as usize] = fresh;
             cell
@@ -98,9 +139,12 @@ impl Cells {
     /// Takes back those that no block checks; says whether there are any to be had now.
     pub(crate) fn free_unused(&mut self, context: &mut ContextCell) -> bool {
         for index in 0..self.cells.len() {
-            let Cell { page, frame, user, blocks, .. } = self.cells[index];
+            let Cell { page, frame, user, ref blocks, .. } = self.cells[index];
             // Those that are free already aren't found by their page.
-            if blocks == 0 && self.by_page.get(&(page, frame, user)) == Some(&(index as u32)) {
+            if blocks.is_empty()
+                && self.kept != Some(index as u32)
+                && self.by_page.get(&(page, frame, user)) == Some(&(index as u32))
+            {
                 self.clear(index as u32, context);
                 self.by_page.remove(&(page, frame, user));
                 self.free.push(index as u32);
@@ -114,17 +158,65 @@ impl Cells {
     }
 
     /// One block more checks a cell.
-    pub(crate) fn hold(&mut self, cell: u32) {
-        self.cells[cell as usize].blocks += 1;
+    pub(crate) fn hold(&mut self, cell: u32, block: BlockId) {
+        let entry = &mut self.cells[cell as usize];
+        if entry.blocks.is_empty() {
+            self.by_frame.entry(entry.frame).or_default().push(cell);
+        }
+        entry.blocks.push(block);
     }
 
     /// One block less.
-    pub(crate) fn release(&mut self, cell: u32) {
-        self.cells[cell as usize].blocks -= 1;
+    pub(crate) fn release(&mut self, cell: u32, block: BlockId) {
+        let entry = &mut self.cells[cell as usize];
+        if let Some(index) = entry.blocks.iter().position(|&other| other == block) {
+            entry.blocks.swap_remove(index);
+        }
+        if entry.blocks.is_empty()
+            && let Some(cells) = self.by_frame.get_mut(&entry.frame)
+        {
+            cells.retain(|&other| other != cell);
+            if cells.is_empty() {
+                self.by_frame.remove(&entry.frame);
+            }
+        }
+    }
+
+    /// Keeps a cell that no block checks yet, or none.
+    pub(crate) fn keep(&mut self, cell: Option<u32>) {
+        self.kept = cell;
+    }
+
+    /// The blocks that check a cell.
+    pub(crate) fn blocks(&self, cell: u32) -> &[BlockId] {
+        &self.cells[cell as usize].blocks
+    }
+
+    /// The pages of RAM from which there are blocks.
+    pub(crate) fn frames(&self) -> Vec<u64> {
+        self.by_frame.keys().copied().collect()
+    }
+
+    /// The blocks that were made of a page of RAM. One that lies in it with both its ends is there twice.
+    pub(crate) fn blocks_of(&self, frame: u64) -> impl Iterator<Item = BlockId> {
+        let cells = self.by_frame.get(&frame).into_iter().flatten();
+        cells.flat_map(|&cell| self.cells[cell as usize].blocks.iter().copied())
+    }
+
+    /// The cells of user code in a page of RAM that blocks check.
+    pub(crate) fn sets(&self, frame: u64) -> impl Iterator<Item = u32> + Clone {
+        let cells = self.by_frame.get(&frame).into_iter().flatten().copied();
+        cells.filter(|&cell| self.cells[cell as usize].user)
     }
 
     pub(crate) fn is_valid(&self, cell: u32) -> bool {
         self.cells[cell as usize].valid
+    }
+
+    /// When a cell last became valid, if it isn't now: later ones have larger numbers.
+    pub(crate) fn unused_since(&self, cell: u32) -> Option<u64> {
+        let cell = &self.cells[cell as usize];
+        (!cell.valid).then_some(cell.since)
     }
 
     /// A walk has just found the cell's page where it is expected.
@@ -143,6 +235,8 @@ impl Cells {
             self.large[region(entry.page)] += 1;
         }
         if !was {
+            self.vouched += 1;
+            entry.since = self.vouched;
             self.at[filter(entry.page)] += 1;
             context.set_half(CELLS, cell as usize, 1);
         }
@@ -289,7 +383,7 @@ mod tests {
             let cell = cells.of(page << 12, true, place(page, false)).expect("a cell");
             cells.vouch(cell, false, false, &mut context);
             if page == 3 {
-                cells.hold(cell);
+                cells.hold(cell, 1);
             }
         }
         let more = |cells: &mut Cells| cells.of(0x1000, false, place(1, false));

@@ -93,9 +93,12 @@ impl Fallbacks {
 impl Counts {
     /// Everything but what only the run loop's owner knows.
     pub(crate) fn counters(&self, cache: &cache::Cache, into: &mut Counters) {
-        let cache::Counts { translated, renewed, killed, evictions, evicted, links } = cache.counts;
+        let cache::Counts { translated, renewed, moved, copied, killed, evictions, evicted, links } =
+            cache.counts;
         into.add("blocks", "translated", translated);
         into.add("blocks", "renewed", renewed);
+        into.add("blocks", "moved", moved);
+        into.add("blocks", "copied", copied);
         into.add("blocks", "killed", killed);
         into.add("blocks", "links", links);
         into.add("blocks", "evicted", evicted);

@@ -301,13 +301,26 @@ impl TranslatedVcpu {
         if let Some(block) = self.cache.find(rip, mode) {
             return Some(block);
         }
-        // Code that is translated is hot, unless it shares its slot with something else; so no walk for cold code.
-        let hot = self.heat.meet(rip);
-        let eager = self.changing.any() && self.heat.may_try(rip);
-        if !hot && !eager {
-            return None;
+        // Code of the user's may have been met at another address. The kernel's is where it was: if it is translated it is hot, unless it
+        // shares its slot with something else; so no walk for it while it is cold.
+        let known = if mode.user { Some(self.place(rip, io)?) } else { None };
+        let met = known.map_or(rip, |place| place.at.0);
+        let hot = self.heat.meet(met);
+        let eager = self.changing.any() && self.heat.may_try(met);
+        let place = match known {
+            Some(place) if hot || eager || self.cache.has_twin(mode, place) => place,
+            None if hot || eager => self.place(rip, io)?,
+            _ => return None,
+        };
+        if self.cache.has_twin(mode, place) {
+            if let Some(block) = self.cache.find_at(rip, mode, place, None, &mut self.context) {
+                return Some(block);
+            }
+            let fixed = self.last_x87_block();
+            if let Some(block) = self.cache.adopt(rip, mode, place, fixed, &mut self.context) {
+                return Some(block);
+            }
         }
-        let place = self.place(rip, io)?;
         let mut checks = self.changing.has(place.at.frame());
         // Where code changes all the time, to be decoded by the reference is as good as a write.
         if !hot && !checks {
@@ -329,7 +342,7 @@ impl TranslatedVcpu {
             block = cache.translate(rip, mode, place, Some(second), checks, memory, &mut self.context);
         }
         if block.is_none() {
-            self.heat.cool(rip);
+            self.heat.cool(met);
             if let Some(fallbacks) = &mut self.counts.fallbacks {
                 let mut bytes = [0; 15];
                 let len = bytes.len().min((0x1000 - place.at.offset_in_page()) as usize);
@@ -387,7 +400,7 @@ impl TranslatedVcpu {
         if self.changing.is_due(now) {
             let (cache, memory, heat) = (&mut self.cache, &self.memory, &mut self.heat);
             for frame in self.changing.look(now, |frame| cache.has_moved_on(frame, memory)) {
-                cache.forget_frame(frame, |rip| heat.warm(rip));
+                cache.forget_frame(frame, |met| heat.warm(met));
             }
         }
     }
@@ -403,7 +416,7 @@ impl TranslatedVcpu {
         let (cache, memory, heat) = (&mut self.cache, &self.memory, &mut self.heat);
         let mut frames = Vec::new();
         if !memory.written_since(&mut self.writes_seen, |frame| frames.push(frame)) {
-            cache.check_all(memory, |rip| heat.die(rip));
+            cache.check_all(memory, |met| heat.die(met));
             return;
         }
         frames.sort_unstable();
@@ -413,8 +426,8 @@ impl TranslatedVcpu {
         let mut own = 0;
         for frame in frames {
             let mut died = false;
-            let mut held = cache.check_frame(frame, memory, |rip| {
-                heat.die(rip);
+            let mut held = cache.check_frame(frame, memory, |met| {
+                heat.die(met);
                 died = true;
             });
             if died && self.changing.note_death(frame, now) {
@@ -652,15 +665,20 @@ impl TranslatedVcpu {
         }
     }
 
+    /// The block by whose place in code memory the last x87 instruction is known, if it is.
+    fn last_x87_block(&mut self) -> Option<BlockId> {
+        if !self.vector_away {
+            return None;
+        }
+        let image = self.context.bytes(XSAVE, crate::context::XSAVE_BYTES);
+        let pointer = u64::from_le_bytes(image[8..16].try_into().unwrap_or_default());
+        self.cache.locate(pointer).map(|(block, _)| block)
+    }
+
     /// A block has found that its source has changed.
     fn renew(&mut self, block: BlockId) {
-        // The last x87 instruction may be known by its place in the code that goes.
-        if self.vector_away {
-            let image = self.context.bytes(XSAVE, crate::context::XSAVE_BYTES);
-            let pointer = u64::from_le_bytes(image[8..16].try_into().unwrap_or_default());
-            if self.cache.locate(pointer).is_some_and(|(at, _)| at == block) {
-                self.bring_vector_back();
-            }
+        if self.last_x87_block() == Some(block) {
+            self.bring_vector_back();
         }
         self.changing.note_change(self.cache.frame_of(block));
         self.cache.renew(block, &self.memory);

@@ -1,7 +1,7 @@
 //! Code that has been written to: which blocks of a page aren't true any more, and how one ends.
 
 use super::lookup::slot;
-use super::{Block, BlockId, Cache, MOST_LINKS};
+use super::{Block, BlockId, Cache, spot};
 use memory::{GuestMemory, RamOffset};
 use x86::address::PAGE_SIZE;
 
@@ -9,8 +9,11 @@ impl Cache {
     /// After writes to a page of RAM: drops the blocks whose code isn't what it was, and gives their addresses to `gone`. The
     /// granules that those that stay depend on are marked; gives them.
     pub(crate) fn check_frame(&mut self, frame: u64, memory: &GuestMemory, mut gone: impl FnMut(u64)) -> u64 {
+        let mut blocks = self.cells.blocks_of(frame).peekable();
+        if blocks.peek().is_none() {
+            return 0;
+        }
         let held = self.held(frame);
-        let Some(blocks) = self.by_frame.get(&frame) else { return 0 };
         let at = RamOffset(frame * PAGE_SIZE);
         // The marks may have been taken back.
         memory.mark_granules(at, held);
@@ -23,12 +26,12 @@ impl Cache {
                     now[from..from + bytes.len()] != *bytes
                 })
         };
-        let old: Vec<_> = blocks.iter().copied().filter(|&id| changed(&self.blocks[id as usize])).collect();
+        let old: Vec<_> = blocks.filter(|&id| changed(&self.blocks[id as usize])).collect();
         if old.is_empty() {
             return held;
         }
         for id in old {
-            gone(self.blocks[id as usize].key.rip);
+            gone(self.blocks[id as usize].key.heat());
             self.kill(id);
         }
         self.held(frame)
@@ -36,14 +39,12 @@ impl Cache {
 
     /// The granules of a page that its blocks depend on.
     fn held(&self, frame: u64) -> u64 {
-        let blocks = self.by_frame.get(&frame).into_iter().flatten();
-        blocks.fold(0, |all, &id| all | self.blocks[id as usize].granules(frame))
+        self.cells.blocks_of(frame).fold(0, |all, id| all | self.blocks[id as usize].granules(frame))
     }
 
     /// The same for all pages.
     pub(crate) fn check_all(&mut self, memory: &GuestMemory, mut gone: impl FnMut(u64)) {
-        let frames: Vec<_> = self.by_frame.keys().copied().collect();
-        for frame in frames {
+        for frame in self.cells.frames() {
             self.check_frame(frame, memory, &mut gone);
         }
     }
@@ -55,39 +56,27 @@ impl Cache {
             return;
         }
         self.counts.killed += 1;
-        let (key, entry, cell, second) = (block.key, block.entry, block.cell, block.second);
-        let incoming = std::mem::take(&mut block.incoming);
-        for link in incoming {
-            let from = &mut self.blocks[(link / MOST_LINKS) as usize];
-            let entry = &mut from.links[(link % MOST_LINKS) as usize];
-            if entry.to.take().is_some() {
-                let (jump, stub) = (entry.jump, entry.stub);
-                self.patch_jump(jump, stub);
-            }
-        }
+        let (entry, cell, second) = (block.entry, block.cell, block.second);
+        self.unlink_incoming(id);
         self.unlink_outgoing(id);
+        self.leave_twins(id);
         // The table of indirect targets may have its entry: there it leaves as if the page were in doubt.
         self.patch_entry(entry);
-        self.by_key.remove(&key);
-        self.cells.release(cell);
-        self.leave_frame(key.at.frame(), id);
-        if let Some((at, cell)) = second {
-            self.cells.release(cell);
-            self.leave_frame(at.frame(), id);
+        self.lose(id);
+        self.cells.release(cell, id);
+        if let Some((_, cell)) = second {
+            self.cells.release(cell, id);
         }
+    }
+
+    /// A block isn't found any more.
+    fn lose(&mut self, id: BlockId) {
+        let Block { key, cell, .. } = self.blocks[id as usize];
+        self.by_spot.remove(&spot(cell, key.rip, key.mode));
         if let Some(found) = self.look_ups[slot(key.rip, key.mode)]
             && found.block == id
         {
             self.look_ups[slot(key.rip, key.mode)] = None;
-        }
-    }
-
-    pub(super) fn leave_frame(&mut self, frame: u64, id: BlockId) {
-        if let Some(blocks) = self.by_frame.get_mut(&frame) {
-            blocks.retain(|&other| other != id);
-            if blocks.is_empty() {
-                self.by_frame.remove(&frame);
-            }
         }
     }
 
@@ -100,8 +89,9 @@ impl Cache {
 
     /// Kills all blocks of a page, whose addresses `gone` gets.
     pub(crate) fn forget_frame(&mut self, frame: u64, mut gone: impl FnMut(u64)) {
-        for id in self.by_frame.get(&frame).cloned().unwrap_or_default() {
-            gone(self.blocks[id as usize].key.rip);
+        let blocks: Vec<_> = self.cells.blocks_of(frame).collect();
+        for id in blocks {
+            gone(self.blocks[id as usize].key.heat());
             self.kill(id);
         }
     }

@@ -43,13 +43,34 @@ impl Cache {
         self.patched = true;
     }
 
-    /// Takes a block's links out of their targets' lists.
-    pub(super) fn unlink_outgoing(&mut self, id: BlockId) {
-        for index in 0..self.blocks[id as usize].links.len() {
-            let link = id * MOST_LINKS + index as u32;
-            if let Some(to) = self.blocks[id as usize].links[index].to.take() {
-                self.blocks[to as usize].incoming.retain(|&other| other != link);
+    /// Takes a link back: it goes to its stub again.
+    pub(super) fn unlink(&mut self, link: u32) {
+        let entry = &mut self.blocks[(link / MOST_LINKS) as usize].links[(link % MOST_LINKS) as usize];
+        let (jump, stub) = (entry.jump, entry.stub);
+        let Some(to) = entry.to.take() else { return };
+        let incoming = &mut self.blocks[to as usize].incoming;
+        if let Some(index) = incoming.iter().position(|&other| other == link) {
+            incoming.swap_remove(index);
+        }
+        self.patch_jump(jump, stub);
+    }
+
+    /// Takes back the links that lead to a block.
+    pub(super) fn unlink_incoming(&mut self, id: BlockId) {
+        for link in std::mem::take(&mut self.blocks[id as usize].incoming) {
+            let from = &mut self.blocks[(link / MOST_LINKS) as usize];
+            let entry = &mut from.links[(link % MOST_LINKS) as usize];
+            if entry.to.take().is_some() {
+                let (jump, stub) = (entry.jump, entry.stub);
+                self.patch_jump(jump, stub);
             }
+        }
+    }
+
+    /// Takes back a block's links.
+    pub(super) fn unlink_outgoing(&mut self, id: BlockId) {
+        for index in 0..self.blocks[id as usize].links.len() as u32 {
+            self.unlink(id * MOST_LINKS + index);
         }
     }
 

@@ -1,7 +1,7 @@
 //! What finds blocks: by guest address, by place in RAM, and the tables in which translated code looks up the targets of its
 //! indirect jumps.
 
-use super::{BlockId, Cache, Key, LOOK_UPS, LookUp, Place};
+use super::{BlockId, Cache, LOOK_UPS, LookUp, Place, spot};
 use crate::context;
 use crate::emit::Mode;
 use crate::raw::enter::ContextCell;
@@ -16,14 +16,24 @@ impl Cache {
         let block = &self.blocks[found.block as usize];
         let valid = |cell: u32| self.cells.is_valid(cell);
         let mapped = valid(block.cell) && block.second.is_none_or(|(_, cell)| valid(cell));
-        (!block.dead && mapped).then_some(found.block)
+        (!block.dead && block.key.rip == rip && mapped).then_some(found.block)
+    }
+
+    /// A block is the first that is looked at for its address.
+    pub(super) fn look_up_next(&mut self, id: BlockId) {
+        let super::Key { rip, mode, .. } = self.blocks[id as usize].key;
+        self.look_ups[slot(rip, mode)] = Some(LookUp { rip, mode, block: id });
+    }
+
+    /// The block for code that lies at `place` now, whether that is known to be so or not.
+    pub(super) fn at(&self, rip: u64, mode: Mode, place: Place) -> Option<BlockId> {
+        let cell = self.cells.find(rip, mode.user, place)?;
+        self.by_spot.get(&spot(cell, rip, mode)).copied()
     }
 
     /// Whether the block for code that lies at `place` now, if there is one, goes on on the next page.
     pub(crate) fn is_straddling(&self, rip: u64, mode: Mode, place: Place) -> bool {
-        self.by_key
-            .get(&Key { rip, at: place.at, mode })
-            .is_some_and(|&id| self.blocks[id as usize].second.is_some())
+        self.at(rip, mode, place).is_some_and(|id| self.blocks[id as usize].second.is_some())
     }
 
     /// The block for code that lies at `place` now, and goes on at `second` if it does; the cells are valid afterwards.
@@ -35,7 +45,7 @@ impl Cache {
         second: Option<Place>,
         context: &mut ContextCell,
     ) -> Option<BlockId> {
-        let id = *self.by_key.get(&Key { rip, at: place.at, mode })?;
+        let id = self.at(rip, mode, place)?;
         let block = &self.blocks[id as usize];
         let (cell, other) = (block.cell, block.second);
         match (other, second) {
@@ -47,7 +57,7 @@ impl Cache {
             }
         }
         self.vouch(cell, place, context);
-        self.look_ups[slot(rip, mode)] = Some(LookUp { rip, mode, block: id });
+        self.look_up_next(id);
         Some(id)
     }
 
@@ -63,7 +73,10 @@ impl Cache {
     }
 
     /// Takes a block's memory out of the table of indirect targets.
-    pub(super) fn forget_target(&self, id: BlockId, context: &mut ContextCell) {
+    pub(super) fn forget_target(&mut self, id: BlockId, context: &mut ContextCell) {
+        if !std::mem::take(&mut self.blocks[id as usize].remembered) {
+            return;
+        }
         let (key, entry) = (self.blocks[id as usize].key, self.blocks[id as usize].entry);
         let (user, index) = (key.mode.user, key.rip as usize & (context::TARGET_SLOTS - 1));
         if context.word(context::target_hosts(user), index) == entry {
@@ -72,8 +85,9 @@ impl Cache {
     }
 
     /// Enters a block into the table of indirect targets.
-    pub(crate) fn remember_target(&self, id: BlockId, context: &mut ContextCell) {
-        let block = &self.blocks[id as usize];
+    pub(crate) fn remember_target(&mut self, id: BlockId, context: &mut ContextCell) {
+        let block = &mut self.blocks[id as usize];
+        block.remembered = true;
         let user = block.key.mode.user;
         let index = block.key.rip as usize & (context::TARGET_SLOTS - 1);
         context.set_word(context::target_tags(user), index, block.key.rip.wrapping_neg());

@@ -73,9 +73,8 @@ impl Cache {
     /// Guest code whose translation is in use: of all the blocks of a page, as it is now. Whether it isn't what it was when this was last
     /// asked.
     pub(crate) fn has_moved_on(&mut self, frame: u64, memory: &GuestMemory) -> bool {
-        let Some(blocks) = self.by_frame.get(&frame) else { return false };
         let mut moved = false;
-        for &id in blocks {
+        for id in self.cells.blocks_of(frame) {
             let block = &mut self.blocks[id as usize];
             if block.checks && block.differs(memory) {
                 moved = true;

@@ -158,7 +158,7 @@ impl Emitter<'_> {
     /// Leaves with a link's number.
     fn leave_for_link(&mut self, link: usize, reason: ExitReason) {
         let number = self.request.first_link + link as u32;
-        self.asm.store_immediate(Size::B8, Mem::Gs(field!(argument)), number as i32);
+        self.asm.store_number(Mem::Gs(field!(argument)), number as i32, Depends::Link);
         self.asm.store_immediate(Size::B8, Mem::Gs(field!(reason)), reason as i32);
         self.asm.jump(self.request.stubs.exit);
     }
@@ -291,10 +291,11 @@ impl Emitter<'_> {
         }
         let to = self.stack_access(-slot, true);
         if !self.request.mode.long || i32::try_from(next as i64).is_ok() {
+            self.asm.pin();
             self.asm.store_immediate(size, to, next as i32);
         } else {
             let (scratch, to) = self.spare(to);
-            self.asm.mov_immediate(scratch, next);
+            self.asm.mov_guest(scratch, next, Depends::Address);
             self.asm.store(size, to, scratch);
         }
         self.move_stack(-slot);
@@ -308,9 +309,10 @@ impl Emitter<'_> {
         // A return comes here with the guest's return address in R11.
         let negated = next.wrapping_neg();
         if let Ok(negated) = i32::try_from(negated as i64) {
+            self.asm.pin();
             self.asm.lea(RCX, Mem::near(R11, negated));
         } else {
-            self.asm.mov_immediate(RCX, negated);
+            self.asm.mov_guest(RCX, negated, Depends::Negated);
             self.asm.lea(RCX, Mem::sum(RCX, R11));
         }
         let expected = self.asm.jrcxz();
@@ -334,7 +336,7 @@ impl Emitter<'_> {
         self.window = None;
         let here =
             u64::from(self.request.block) << 12 | instruction.ip().wrapping_sub(self.request.rip) & 0xfff;
-        self.asm.store_immediate(Size::B8, Mem::Gs(field!(last_return)), here as i32);
+        self.asm.store_number(Mem::Gs(field!(last_return)), here as i32, Depends::Return);
         let extra = if instruction.op_count() == 1 { instruction.immediate(0) as i32 } else { 0 };
         self.move_stack(slot + extra);
         self.asm.ret();

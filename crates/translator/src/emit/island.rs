@@ -62,7 +62,7 @@ pub(super) struct Access {
 impl Emitter<'_> {
     /// Leaves with the block's number.
     pub(super) fn exit_block(&mut self, reason: ExitReason) {
-        self.asm.store_immediate(Size::B8, Mem::Gs(field!(argument)), self.request.block as i32);
+        self.asm.store_number(Mem::Gs(field!(argument)), self.request.block as i32, Depends::Block);
         self.asm.store_immediate(Size::B8, Mem::Gs(field!(reason)), reason as i32);
         self.asm.jump(self.request.stubs.exit);
     }
@@ -139,7 +139,7 @@ impl Emitter<'_> {
                 Rare::Exit(reason) => self.exit_block(reason),
                 Rare::Vector(back) => {
                     let block = self.request.block as i32;
-                    self.asm.store_immediate(Size::B8, Mem::Gs(field!(argument)), block);
+                    self.asm.store_number(Mem::Gs(field!(argument)), block, Depends::Block);
                     self.asm.call(self.request.stubs.vector);
                     self.asm.jump_back(back);
                 }

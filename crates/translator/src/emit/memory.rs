@@ -35,7 +35,7 @@ impl Address {
     /// Loads it into R11.
     pub(super) fn to_r11(self, asm: &mut Asm) {
         match self {
-            Self::Known(value) => asm.mov_immediate(R11, value),
+            Self::Known(value) => asm.mov_guest(R11, value, Depends::Address),
             _ if self.uses_r11() => {}
             Self::At { base: Some(base), index: None, disp: 0 } => asm.mov(R11, base),
             Self::At { base, index, disp } => asm.lea(R11, Mem::At { base, index, disp }),
@@ -48,7 +48,7 @@ impl Address {
             Self::Known(value) => match i32::try_from(value as i64) {
                 Ok(disp) => Mem::near(RCX, disp),
                 Err(_) => {
-                    asm.mov_immediate(R11, value);
+                    asm.mov_guest(R11, value, Depends::Address);
                     Mem::sum(R11, RCX)
                 }
             },
@@ -172,6 +172,10 @@ impl Emitter<'_> {
             self.window = None;
         }
         let constant = self.constant(instruction);
+        if constant.is_some() && base_slot.is_some() == (base != Register::None) {
+            // An absolute address, which stays where the code moves, or one in a segment, which doesn't.
+            self.asm.pin();
+        }
         if let (Some(value), None) = (constant, base_slot) {
             return Address::Known(value);
         }
@@ -195,6 +199,7 @@ impl Emitter<'_> {
             Some(value) => match i32::try_from(value as i64) {
                 Ok(disp) => Mem::At { base: Some(R11), index: None, disp },
                 Err(_) => {
+                    self.asm.pin();
                     self.asm.mov_immediate(RCX, value);
                     Mem::sum(R11, RCX)
                 }
@@ -284,7 +289,7 @@ impl Emitter<'_> {
             // Not zero where the last byte isn't among the first ones of a page.
             match address {
                 Address::Known(value) => {
-                    self.asm.mov_immediate(RCX, value.wrapping_add(u64::from(bytes) - 1));
+                    self.asm.mov_guest(RCX, value.wrapping_add(u64::from(bytes) - 1), Depends::Address);
                 }
                 Address::At { base, index, disp } => {
                     self.asm.lea(RCX, Mem::At { base, index, disp: disp + bytes as i32 - 1 });
@@ -330,7 +335,7 @@ impl Emitter<'_> {
     /// RCX: the page of an address.
     pub(super) fn page(&mut self, address: Address) {
         match address {
-            Address::Known(value) => self.asm.mov_immediate(RCX, value >> 12 & PAGE_NUMBERS),
+            Address::Known(value) => self.asm.mov_guest(RCX, value >> 12 & PAGE_NUMBERS, Depends::Page),
             Address::At { base: Some(reg), index: None, disp: 0 } => {
                 self.asm.pext(RCX, reg, field!(page_mask));
             }
@@ -364,8 +369,5 @@ impl Emitter<'_> {
         Address::in_r11()
     }
 }
-
-/// Page numbers that the views have entries for.
-const PAGE_NUMBERS: u64 = (1 << 36) - 1;
 
 const _: () = assert!(gs(SHARED_BYTES) == 0);

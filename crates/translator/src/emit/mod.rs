@@ -151,6 +151,8 @@ pub(crate) struct LinkSite {
 /// A translated block.
 pub(crate) struct Translation {
     pub(crate) code: Vec<u8>,
+    /// What in it depends on its place and on the guest address. `None`: it can't be moved.
+    pub(crate) relocations: Option<Box<[Relocation]>>,
     /// Offset of the entry for those who know that the page is mapped.
     pub(crate) body: u32,
     pub(crate) marks: Vec<Mark>,
@@ -399,6 +401,7 @@ impl Emitter<'_> {
         }
         Ok(Some(Translation {
             code: self.asm.bytes().to_vec(),
+            relocations: if mode.long { self.asm.relocations() } else { None },
             body: body as u32,
             marks: self.marks,
             links: self.links,

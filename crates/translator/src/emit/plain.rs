@@ -414,10 +414,13 @@ impl Emitter<'_> {
                 || base == Register::None && instruction.memory_displ_size() == 4
                 || !wide;
             let value = instruction.memory_displacement64() & if narrow { 0xffff_ffff } else { u64::MAX };
+            if base != Register::RIP || narrow {
+                self.asm.pin();
+            }
             match host(guest) {
-                Some(own) => self.asm.mov_immediate(own, value),
+                Some(own) => self.asm.mov_guest(own, value, Depends::Address),
                 None => {
-                    self.asm.mov_immediate(RCX, value);
+                    self.asm.mov_guest(RCX, value, Depends::Address);
                     self.asm.store_gs(gpr(guest), RCX);
                 }
             }

@@ -32,7 +32,7 @@ impl Emitter<'_> {
         self.asm.lea_here(RCX);
         self.asm.store_gs(field!(argument), RCX);
         if stub == stubs.syscall {
-            self.asm.mov_immediate(R11, instruction.next_ip());
+            self.asm.mov_guest(R11, instruction.next_ip(), Depends::Address);
         }
         self.asm.jump(stub);
         Ok(Flow::End)

@@ -51,7 +51,7 @@ impl Emitter<'_> {
                 self.window = None;
                 // Where IF was clear, an event that comes now has to wait for one more instruction (SDM 2B STI).
                 self.asm.load_gs(RCX, field!(interrupt_flag));
-                self.asm.mov_immediate(R11, next);
+                self.asm.mov_guest(R11, next, Depends::Address);
                 let was_clear = self.asm.jrcxz();
                 self.asm.mov_immediate(R11, crate::context::NOWHERE);
                 self.must_reach(was_clear);

@@ -109,6 +109,15 @@ impl CodeMemory {
         unsafe { self.write.as_ptr().add(offset).copy_from_nonoverlapping(code.as_ptr(), code.len()) };
     }
 
+    /// Code at a run address, to be changed. The thread that runs it has to serialize before it does.
+    pub(crate) fn change(&mut self, at: u64, len: usize) -> &mut [u8] {
+        let offset = at.checked_sub(self.base()).expect("an address in code memory") as usize;
+        assert!(offset + len <= self.len, "a change beyond code memory");
+        // SAFETY: the range was just checked; the vCPU's thread, which alone runs this code, is here, and `self` is borrowed for as
+        // long as the slice lives.
+        unsafe { std::slice::from_raw_parts_mut(self.write.as_ptr().add(offset), len) }
+    }
+
     /// Code at a run address.
     pub(crate) fn read(&self, at: u64, len: usize) -> Vec<u8> {
         let offset = at.checked_sub(self.base()).expect("an address in code memory") as usize;
