@@ -5,7 +5,7 @@
 //! printed is shown where it fails.
 
 use conformance::{ENGINES, Make};
-use control::{BootConfig, Initramfs, MachineConfig, SerialConfig};
+use control::{BootConfig, Enlightenments, Initramfs, MachineConfig, SerialConfig};
 use libtest_mimic::{Arguments, Failed, Trial};
 use machine::{Machine, Outcome, Stream, Streams};
 use std::io::{self, Write};
@@ -47,13 +47,23 @@ const GROUPS: &[(&str, &[u32])] = &[
     ("syscall", &[1]),
     ("xsave", &[1]),
     ("memory", &[1]),
+    ("plain", &[1]),
+    ("kvm", &[1, 2]),
 ];
+
+/// The interface for guests that a group of checks is about.
+fn interface(group: &str) -> Enlightenments {
+    match group {
+        "kvm" => Enlightenments::Kvm,
+        _ => Enlightenments::None,
+    }
+}
 
 /// Status of a guest that found its host CPU lacking something.
 const SKIPPED: u8 = 77;
 
 const SOURCES: &[&str] =
-    &["start64.S", "lib.c", "boot.c", "apic.c", "code.c", "cpu.c", "litmus.c", "shoot.c"];
+    &["start64.S", "lib.c", "boot.c", "apic.c", "code.c", "cpu.c", "litmus.c", "shoot.c", "kvm.c"];
 const FLAGS64: &[&str] = &[
     "-m64",
     "-O1",
@@ -183,6 +193,8 @@ impl Bench {
             la57: false,
             mwait: false,
             mitigations: control::Mitigations::Off,
+            enlightenments: interface(cmdline),
+            parts: control::Parts::all(),
             boot: BootConfig {
                 kernel: self.images.folder.path().join(image),
                 initramfs: module.map(|text| Initramfs::Bytes(text.into())),

@@ -17,11 +17,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     // Never the reverse: the reference does not know its optimiser.
     ("translator", &["interpreter", "shadow", "engine", "x86", "memory"]),
     ("chipset", &["x86", "memory"]),
+    ("enlightenments", &["chipset", "control", "engine", "memory", "x86"]),
     ("net", &["control"]),
     ("disk", &[]),
     ("virtio", &["chipset", "disk", "memory", "net", "x86"]),
     // Never an engine: it holds an `Arc<dyn Engine>` that the binary makes.
-    ("machine", &["chipset", "control", "disk", "engine", "memory", "net", "virtio", "x86"]),
+    (
+        "machine",
+        &["chipset", "control", "disk", "engine", "enlightenments", "memory", "net", "virtio", "x86"],
+    ),
     ("ombra", &["control", "engine", "interpreter", "machine", "translator"]),
     // The tests may look everywhere.
     (

@@ -116,6 +116,15 @@ pub(crate) struct Run {
     /// What the guest does against leaks of CPUs: off costs nothing, guest is what it would do on this host
     #[arg(long, value_enum, value_name = "WHICH", default_value_t = Mitigations::Off, help_heading = "Machine")]
     pub(crate) mitigations: Mitigations,
+    /// The interface for guests that know they are guests: KVM's, none, or what is best for most
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHICH",
+        default_value_t = Enlightenments::Auto,
+        help_heading = "Machine"
+    )]
+    pub(crate) enlightenments: Enlightenments,
     /// Where the first serial port leads: stdio, file:PATH or null
     #[arg(
         long,
@@ -151,8 +160,9 @@ pub(crate) struct Run {
     /// Print the translation of the code at this address (linear, hexadecimal) when it is made; may be repeated
     #[arg(long, value_name = "ADDR", value_parser = address, help_heading = "Messages")]
     pub(crate) dump_translation: Vec<u64>,
-    /// Switch a mechanism of translation, to measure it or to check it: spaces=off drops address spaces that the guest leaves,
-    /// check=on compares what is held of them with fresh page walks; may be repeated
+    /// Switch a mechanism, to measure it or to check it: spaces=off drops address spaces that the guest leaves, check=on compares what
+    /// is held of them with fresh page walks, pv-NAME=off leaves out a part of --enlightenments (clock, steal,
+    /// eoi, spin, flush, ipi, yield, poll); may be repeated
     #[arg(long, value_name = "NAME=on|off", help_heading = "Messages")]
     pub(crate) feature: Vec<Feature>,
     /// No messages but errors
@@ -191,6 +201,26 @@ impl From<Mitigations> for control::Mitigations {
     }
 }
 
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Enlightenments {
+    /// What is best for most guests
+    Auto,
+    /// KVM's
+    Kvm,
+    /// None: the guest sees hardware alone
+    None,
+}
+
+impl From<Enlightenments> for control::Enlightenments {
+    fn from(flag: Enlightenments) -> Self {
+        match flag {
+            Enlightenments::Auto => Self::Auto,
+            Enlightenments::Kvm => Self::Kvm,
+            Enlightenments::None => Self::None,
+        }
+    }
+}
+
 /// A linear address of the guest's.
 fn address(text: &str) -> Result<u64, String> {
     let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).unwrap_or(text);
@@ -221,11 +251,13 @@ impl FromStr for Serial {
     }
 }
 
-/// A mechanism of translation, on or off.
+/// A mechanism, on or off.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Feature {
     Spaces(bool),
     Check(bool),
+    /// A part of the interface for guests.
+    Part(control::Parts, bool),
 }
 
 impl FromStr for Feature {
@@ -240,7 +272,13 @@ impl FromStr for Feature {
         match name {
             "spaces" => Ok(Feature::Spaces(on)),
             "check" => Ok(Feature::Check(on)),
-            _ => Err("there are spaces and check".to_owned()),
+            _ => match control::Parts::NAMES.iter().find(|(part, _)| *part == name) {
+                Some((_, part)) => Ok(Feature::Part(*part, on)),
+                None => {
+                    let parts = control::Parts::NAMES.map(|(name, _)| name).join(", ");
+                    Err(format!("there are spaces, check, {parts}"))
+                }
+            },
         }
     }
 }
@@ -357,6 +395,7 @@ mod tests {
     fn features_are_on_or_off() {
         let run = run(&["--feature", "spaces=off", "--feature", "check=on"]);
         assert_eq!(run.feature, [Feature::Spaces(false), Feature::Check(true)]);
+        assert_eq!("pv-eoi=off".parse(), Ok(Feature::Part(control::Parts::EOI, false)));
         for text in ["", "spaces", "spaces=", "spaces=yes", "=on", "other=on"] {
             assert!(text.parse::<Feature>().is_err(), "{text}");
         }

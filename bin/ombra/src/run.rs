@@ -57,6 +57,8 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
         la57: flags.la57,
         mwait: flags.mwait,
         mitigations: flags.mitigations.into(),
+        enlightenments: flags.enlightenments.into(),
+        parts: parts(flags),
         boot: BootConfig {
             cmdline: cmdline(flags, mode, &kernel),
             initramfs: initramfs(flags, mode, &kernel, &nets)?,
@@ -342,6 +344,17 @@ impl Stopper {
     }
 }
 
+/// What of the interface for guests is offered.
+fn parts(flags: &Run) -> control::Parts {
+    let mut parts = control::Parts::all();
+    for feature in &flags.feature {
+        if let Feature::Part(part, on) = *feature {
+            parts.set(part, on);
+        }
+    }
+    parts
+}
+
 /// How to translate.
 fn translation(flags: &Run) -> Result<translator::Options> {
     let mut options = translator::Options {
@@ -357,6 +370,7 @@ fn translation(flags: &Run) -> Result<translator::Options> {
         match *feature {
             Feature::Spaces(on) => options.keep_spaces = on,
             Feature::Check(on) => options.check_entries = on,
+            Feature::Part(..) => {}
         }
     }
     if let Some(cache) = flags.code_cache {

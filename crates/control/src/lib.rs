@@ -3,9 +3,11 @@
 //! The command line fills a [`MachineConfig`], `machine` builds from it.
 
 mod disk;
+mod enlightenments;
 mod net;
 
 pub use disk::{DiskConfig, DiskFormat};
+pub use enlightenments::{Enlightenments, Parts};
 pub use net::{Forward, NetBackend, NetConfig, Protocol, UserNet};
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +26,10 @@ pub struct MachineConfig {
     pub mwait: bool,
     /// What the guest is told of the leaks that CPUs have.
     pub mitigations: Mitigations,
+    /// The interface for guests that know they are guests.
+    pub enlightenments: Enlightenments,
+    /// What of it is offered.
+    pub parts: Parts,
     /// What to boot.
     pub boot: BootConfig,
     /// COM1 to COM4; `None` where there is no port.

@@ -8,15 +8,17 @@
 //! used by any thread at any time. No locks but the kicker's own, which is a leaf.
 
 mod counters;
+mod hypercall;
 mod kick;
 
 pub use counters::{Counter, Counters};
+pub use hypercall::{Hypercall, HypercallOutcome};
 pub use kick::Kicker;
 
 use bitflags::bitflags;
 use memory::GuestMemory;
 use x86::cpuid::Cpuid;
-use x86::{CpuState, Gpa};
+use x86::{CpuState, Gpa, Gva};
 
 /// The number of a vCPU in its machine, from 0. Also its initial APIC id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -155,6 +157,21 @@ pub enum Event {
     Nmi,
     /// An external interrupt, already acknowledged at its controller.
     Interrupt(u8),
+    /// Cached translations are dropped before the next instruction; a halted vCPU stays halted.
+    Flush(Flush),
+    /// A halted vCPU goes on behind its HLT, without an interrupt.
+    Wake,
+}
+
+/// Which cached translations go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flush {
+    /// All, of all address spaces.
+    All,
+    /// All but global ones (SDM 3A 4.10.2.4), of all address spaces.
+    Local,
+    /// Those of one linear address, global ones too.
+    Page(Gva),
 }
 
 /// Which events the vCPU can take now.
@@ -164,6 +181,8 @@ pub struct Window {
     pub nmi: bool,
     /// IF is set and no shadow is in force.
     pub interrupt: bool,
+    /// The vCPU has executed HLT and waits.
+    pub halted: bool,
 }
 
 /// All that a vCPU sees outside its registers and RAM.
@@ -183,12 +202,15 @@ pub trait Platform {
     /// # Errors
     /// There is no such MSR, or it refuses the value.
     fn wrmsr(&mut self, msr: u32, value: u64) -> Result<(), GpFault>;
+    /// VMCALL or VMMCALL, from any privilege level.
+    fn hypercall(&mut self, call: Hypercall<'_>) -> HypercallOutcome;
     /// CR8: the task priority class, 0..=15 (SDM 3A 10.8.6).
     fn cr8(&mut self) -> u8;
     /// Sets CR8.
     fn set_cr8(&mut self, priority: u8);
-    /// The event to take now, if there is one that the window admits; the vCPU takes it. INIT and start-up IPIs need no
-    /// window. Asked after a kick, and again whenever the window has opened further.
+    /// The event to take now, if there is one that the window admits; the vCPU takes it. INIT, start-up IPIs and flushes need no
+    /// window, [`Event::Wake`] is for halted vCPUs. Asked when a run begins, after a kick, and again whenever the window has opened
+    /// further.
     fn take_event(&mut self, window: Window) -> Option<Event>;
     /// Whether [`take_event`](Self::take_event) would find something if every window were open. For MWAIT, which a masked
     /// interrupt may end: true where there is nothing ends it early, which it may do anyway.

@@ -1,7 +1,10 @@
 //! How fast the interpreter runs tight loops, in millions of guest instructions a second. A benchmark: it asserts nothing
 //! about time. `cargo bench -p interpreter`, or `make bench` beside whole guests.
 
-use engine::{Access, Budget, Engine, Event, GpFault, Groups, Platform, Setup, VcpuId, Window};
+use engine::{
+    Access, Budget, Engine, Event, GpFault, Groups, Hypercall, HypercallOutcome, Platform, Setup, VcpuId,
+    Window,
+};
 use interpreter::Interpreter;
 use memory::{GuestMemory, Layout, Region};
 use std::time::Instant;
@@ -22,6 +25,9 @@ impl Platform for Nothing {
     }
     fn wrmsr(&mut self, _: u32, _: u64) -> Result<(), GpFault> {
         Err(GpFault)
+    }
+    fn hypercall(&mut self, _: Hypercall<'_>) -> HypercallOutcome {
+        HypercallOutcome::Undefined
     }
     fn cr8(&mut self) -> u8 {
         0

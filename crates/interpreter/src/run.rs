@@ -10,7 +10,7 @@ use crate::system::deliver::Source;
 use crate::tlb::Fill;
 use crate::vcpu::InterpretedVcpu;
 use crate::walk::{Actor, Intent};
-use engine::{Event, Exit, Platform, Window};
+use engine::{Event, Exit, Flush, Platform, Window};
 use memory::RamOffset;
 use x86::address::PAGE_SIZE;
 use x86::control::dr6;
@@ -192,7 +192,8 @@ impl InterpretedVcpu {
             let awake = cpu.state.activity != Activity::WaitForStartup;
             // STI's shadow holds NMIs back too, as it does on the CPUs that kernels are tested on (SDM 2B STI: it may).
             let nmi = awake && !cpu.state.nmi_blocked && !shadow;
-            let window = Window { nmi, interrupt: awake && interrupt };
+            let halted = cpu.state.activity == Activity::Halted && cpu.wait.is_none();
+            let window = Window { nmi, interrupt: awake && interrupt, halted };
             match io.take_event(window) {
                 Some(event) => {
                     let delivered = cpu.accept(event, io);
@@ -395,6 +396,20 @@ impl Cpu {
             Event::Interrupt(vector) => {
                 self.state.activity = Activity::Running;
                 self.deliver(vector, None, Source::External, io)
+            }
+            Event::Flush(flush) => {
+                match flush {
+                    Flush::All => self.tlb.flush(),
+                    Flush::Local => self.tlb.flush_local(),
+                    Flush::Page(at) => self.tlb.flush_address(at.0),
+                }
+                Ok(())
+            }
+            Event::Wake => {
+                if self.state.activity == Activity::Halted {
+                    self.state.activity = Activity::Running;
+                }
+                Ok(())
             }
         }
     }

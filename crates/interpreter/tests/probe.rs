@@ -1,7 +1,7 @@
 //! Walks that leave no trace against those that do: on random page tables both must find the same, and only where nothing would have
 //! to be set.
 
-use engine::{Access, Event, GpFault, Platform, Setup, VcpuId, Window};
+use engine::{Access, Event, GpFault, Hypercall, HypercallOutcome, Platform, Setup, VcpuId, Window};
 use interpreter::{Core, Viewer};
 use memory::{GuestMemory, Layout, Region};
 use x86::control::{cr0, cr4, efer};
@@ -29,6 +29,9 @@ impl Platform for Nothing {
     }
     fn wrmsr(&mut self, _: u32, _: u64) -> Result<(), GpFault> {
         Err(GpFault)
+    }
+    fn hypercall(&mut self, _: Hypercall<'_>) -> HypercallOutcome {
+        HypercallOutcome::Undefined
     }
     fn cr8(&mut self) -> u8 {
         0

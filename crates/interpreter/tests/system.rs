@@ -3,7 +3,10 @@
 //! A test lays out descriptor tables and machine code in RAM, sets registers, runs until the vCPU halts and looks at what is
 //! left. Handlers are a HLT each, at a known address, so that RIP tells which one was reached.
 
-use engine::{Access, Budget, Engine, Event, Exit, GpFault, Groups, Platform, Setup, Vcpu, VcpuId, Window};
+use engine::{
+    Access, Budget, Engine, Event, Exit, GpFault, Groups, Hypercall, HypercallOutcome, Platform, Setup, Vcpu,
+    VcpuId, Window,
+};
 use interpreter::Interpreter;
 use memory::{GuestMemory, Layout, Region};
 use x86::control::{cr0, cr4, dr6, efer};
@@ -75,6 +78,9 @@ impl Platform for World {
     }
     fn wrmsr(&mut self, _: u32, _: u64) -> Result<(), GpFault> {
         Err(GpFault)
+    }
+    fn hypercall(&mut self, _: Hypercall<'_>) -> HypercallOutcome {
+        HypercallOutcome::Undefined
     }
     fn cr8(&mut self) -> u8 {
         0

@@ -4,10 +4,11 @@
 //! time.
 
 use crate::msr::Msrs;
-use chipset::apic::{ApicEvent, Lapics};
+use chipset::apic::{ApicCounts, ApicEvent, Lapics};
 use chipset::bus::Shared;
 use chipset::{Bus, Creditor};
-use engine::{Access, Event, GpFault, Platform, VcpuId, Window};
+use engine::{Access, Counters, Event, GpFault, Hypercall, HypercallOutcome, Platform, VcpuId, Window};
+use enlightenments::Paravirt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use x86::Gpa;
@@ -41,16 +42,55 @@ pub(crate) struct VcpuPlatform {
     id: u32,
     board: Arc<Board>,
     msrs: Msrs,
+    paravirt: Box<dyn Paravirt>,
 }
 
 impl VcpuPlatform {
-    pub(crate) fn new(id: VcpuId, board: Arc<Board>, msrs: Msrs) -> Self {
-        Self { id: id.0, board, msrs }
+    pub(crate) fn new(id: VcpuId, board: Arc<Board>, msrs: Msrs, paravirt: Box<dyn Paravirt>) -> Self {
+        Self { id: id.0, board, msrs, paravirt }
     }
 
     /// The MSRs' power-up values.
     pub(crate) fn reset(&mut self) {
         self.msrs.reset();
+        self.paravirt.reset();
+    }
+
+    /// The vCPU's thread goes to sleep because the guest has halted.
+    pub(crate) fn sleeps(&mut self) {
+        self.paravirt.sleeps();
+    }
+
+    /// It is awake again.
+    pub(crate) fn wakes(&mut self) {
+        self.paravirt.wakes();
+    }
+
+    /// What has been counted of the vCPU's interrupts and of its interface.
+    pub(crate) fn counters(&self) -> Counters {
+        let mut counters = Counters::new();
+        let ApicCounts { delivered, eoi_explicit, eoi_lazy, eoi_auto, eoi_selective } =
+            self.board.lapics.counts(self.id);
+        for (name, value) in [
+            ("delivered", delivered),
+            ("eoi_explicit", eoi_explicit),
+            ("eoi_lazy", eoi_lazy),
+            ("eoi_auto", eoi_auto),
+            ("eoi_selective", eoi_selective),
+        ] {
+            counters.add("interrupts", name, value);
+        }
+        self.paravirt.counters(&mut counters);
+        counters
+    }
+
+    /// Finds out whether the guest has ended an interrupt without telling, before anything depends on it.
+    fn settle_lazy_eoi(&self) {
+        if self.board.lapics.is_lazy(self.id)
+            && let Some(flag) = self.paravirt.eoi_flag()
+        {
+            self.board.lapics.settle_lazy(self.id, flag.take());
+        }
     }
 }
 
@@ -63,6 +103,7 @@ impl Platform for VcpuPlatform {
             Access::Write(data) => data.len(),
         };
         if own.is_some() && at.offset() + len as u64 <= PAGE_SIZE {
+            self.settle_lazy_eoi();
             match access {
                 Access::Read(data) => self.board.lapics.read_mmio(self.id, at.offset(), data),
                 Access::Write(data) => self.board.lapics.write_mmio(self.id, at.offset(), data),
@@ -84,20 +125,37 @@ impl Platform for VcpuPlatform {
 
     fn rdmsr(&mut self, msr: u32) -> Result<u64, GpFault> {
         if Lapics::owns_msr(msr) {
+            self.settle_lazy_eoi();
             return self.board.lapics.rdmsr(self.id, msr).map_err(|_| GpFault);
+        }
+        if self.paravirt.owns_msr(msr) {
+            return self.paravirt.rdmsr(msr);
         }
         self.msrs.read(msr)
     }
 
     fn wrmsr(&mut self, msr: u32, value: u64) -> Result<(), GpFault> {
         if Lapics::owns_msr(msr) {
+            // Nothing that an unsettled end of an interrupt could change depends on a deadline.
+            if msr != x86::msr::TSC_DEADLINE {
+                self.settle_lazy_eoi();
+            }
             return self.board.lapics.wrmsr(self.id, msr, value).map_err(|_| GpFault);
         }
         if msr == x86::msr::TSC_ADJUST {
             self.board.lapics.set_tsc_offset(self.id, value);
+            self.paravirt.tsc_moved(value);
             return Ok(());
         }
+        if self.paravirt.owns_msr(msr) {
+            return self.paravirt.wrmsr(msr, value);
+        }
         self.msrs.write(msr, value)
+    }
+
+    fn hypercall(&mut self, call: Hypercall<'_>) -> HypercallOutcome {
+        self.settle_lazy_eoi();
+        self.paravirt.hypercall(call)
     }
 
     fn cr8(&mut self) -> u8 {
@@ -109,6 +167,13 @@ impl Platform for VcpuPlatform {
     }
 
     fn take_event(&mut self, window: Window) -> Option<Event> {
+        if let Some(event) = self.paravirt.event(window) {
+            return Some(event);
+        }
+        // Whether the guest has ended the one before only matters where there is another.
+        if window.interrupt && self.board.lapics.is_lazy(self.id) && self.board.lapics.is_pending(self.id) {
+            self.settle_lazy_eoi();
+        }
         let event = self.board.lapics.take_event(self.id, window.nmi, window.interrupt)?;
         Some(match event {
             ApicEvent::Init => Event::Init,
@@ -116,13 +181,19 @@ impl Platform for VcpuPlatform {
             ApicEvent::Nmi => Event::Nmi,
             ApicEvent::Interrupt(vector) => {
                 self.board.interrupt_taken();
+                self.paravirt.interrupt_taken();
+                if let Some(flag) = self.paravirt.eoi_flag()
+                    && self.board.lapics.arm_lazy(self.id)
+                {
+                    flag.set();
+                }
                 Event::Interrupt(vector)
             }
         })
     }
 
     fn has_event(&mut self) -> bool {
-        self.board.lapics.has_event(self.id)
+        self.board.lapics.is_pending(self.id)
     }
 
     fn apic_enabled(&mut self) -> bool {

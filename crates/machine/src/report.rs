@@ -25,14 +25,15 @@ pub struct Report {
 
 pub(crate) fn collect<'a>(
     engine: &dyn Engine,
-    vcpus: impl Iterator<Item = &'a dyn Vcpu>,
+    vcpus: impl Iterator<Item = (&'a dyn Vcpu, Counters)>,
     memory: &GuestMemory,
     elapsed: Duration,
 ) -> Report {
     let mut counters = Counters::new();
     let mut count = 0;
-    for vcpu in vcpus {
+    for (vcpu, platform) in vcpus {
         counters.merge(&vcpu.counters());
+        counters.merge(&platform);
         count += 1;
     }
     let ram_bytes = memory.resident();

@@ -22,6 +22,7 @@ use chipset::apic::Lapics;
 use chipset::{Clock, Msi, MsiSink};
 use control::MachineConfig;
 use engine::{Budget, Engine, EngineError, Exit, Groups, Setup, Vcpu, VcpuId};
+use enlightenments::{Hub, Interface};
 use memory::{GuestMemory, Layout, Region};
 use std::sync::Arc;
 use std::time::Instant;
@@ -159,7 +160,9 @@ impl Machine {
             mwait: config.mwait,
             mitigations: config.mitigations,
         };
-        let cpuid = cpuid::build(&cpuid::host, options);
+        let interface = Interface::of(config.enlightenments);
+        let mut cpuid = cpuid::build(&cpuid::host, options);
+        interface.offer(&mut cpuid, config.parts);
         let setup = Setup { memory: memory.clone(), cpuid: cpuid.clone(), tsc_offset: clock.offset() };
         let engine = make_engine(setup)?;
         let caps = engine.caps();
@@ -191,6 +194,8 @@ impl Machine {
         let hurry = outputs
             .into_iter()
             .map(|output| -> Box<dyn Fn() + Send + Sync> { Box::new(move || output.hurry(true)) });
+        let hub = Hub::new(memory.clone(), clock.clone(), Arc::clone(&chips.board.lapics), &kickers);
+        let hub = Arc::new(hub);
         control.connect(kickers, hurry.collect());
 
         let facts = board::facts(&config);
@@ -198,7 +203,9 @@ impl Machine {
         let unknown = Unknown::default();
         let seats = (0..).zip(vcpus).map(|(id, vcpu)| {
             let msrs = Msrs::new(&cpuid, Arc::clone(&unknown));
-            Seat { vcpu, platform: VcpuPlatform::new(VcpuId(id), Arc::clone(&chips.board), msrs) }
+            let id = VcpuId(id);
+            let paravirt = interface.vcpu(id, &hub, config.parts);
+            Seat { vcpu, platform: VcpuPlatform::new(id, Arc::clone(&chips.board), msrs, paravirt) }
         });
         let seats = seats.collect();
         let events = events.start(Arc::clone(&control)).map_err(host_refuses("a thread"))?;
@@ -237,7 +244,7 @@ impl Machine {
         let started = Instant::now();
         let result = self.run_to_the_end();
         if let Some(report) = self.report.take() {
-            let vcpus = self.seats.iter().map(|seat| &*seat.vcpu);
+            let vcpus = self.seats.iter().map(|seat| (&*seat.vcpu, seat.platform.counters()));
             report(&report::collect(&*self.engine, vcpus, &self.memory, started.elapsed()));
         }
         // Nobody calls devices any more when the last output is waited for. Timers first: no new alarms.
@@ -345,7 +352,9 @@ fn occupy(mut seat: Seat, id: u32, budget: Budget, control: &Arc<Control>) -> Se
             Ok(Exit::Budget | Exit::Kicked) => continue,
             Ok(Exit::Halted) => {
                 // The engine takes the request when it runs again. An ending kicks, so this wakes for it too.
+                seat.platform.sleeps();
                 kicker.wait(None);
+                seat.platform.wakes();
                 continue;
             }
             Ok(Exit::Shutdown) => match seat.vcpu.state(Groups::all()) {

@@ -4,7 +4,7 @@
 //! the guest's own access to an interrupt controller let through. As long as there was no access and no kick since the machine
 //! last said, with IF set, that there is nothing, translated code may set IF by itself.
 
-use engine::{Access, Event, GpFault, Platform, Window};
+use engine::{Access, Event, GpFault, Hypercall, HypercallOutcome, Platform, Window};
 use x86::Gpa;
 
 /// A platform that remembers.
@@ -35,6 +35,10 @@ impl Platform for Watched<'_> {
     fn wrmsr(&mut self, msr: u32, value: u64) -> Result<(), GpFault> {
         self.quiet = false;
         self.inner.wrmsr(msr, value)
+    }
+    fn hypercall(&mut self, call: Hypercall<'_>) -> HypercallOutcome {
+        self.quiet = false;
+        self.inner.hypercall(call)
     }
     fn cr8(&mut self) -> u8 {
         self.inner.cr8()

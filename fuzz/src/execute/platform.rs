@@ -1,7 +1,7 @@
 //! Devices that answer from the input, and check what the interpreter asks of them.
 
 use crate::Input;
-use engine::{Access, Event, GpFault, Kicker, Platform, Window};
+use engine::{Access, Event, GpFault, Hypercall, HypercallOutcome, Kicker, Platform, Window};
 use memory::GuestMemory;
 use x86::Gpa;
 
@@ -102,6 +102,10 @@ impl Platform for Devices {
         if self.byte() & 1 == 0 { Err(GpFault) } else { Ok(()) }
     }
 
+    fn hypercall(&mut self, _: Hypercall<'_>) -> HypercallOutcome {
+        HypercallOutcome::Undefined
+    }
+
     fn cr8(&mut self) -> u8 {
         self.cr8
     }
@@ -115,7 +119,8 @@ impl Platform for Devices {
         self.event.take_if(|event| match event {
             Event::Nmi => window.nmi,
             Event::Interrupt(_) => window.interrupt,
-            Event::Init | Event::Startup(_) => true,
+            Event::Init | Event::Startup(_) | Event::Flush(_) => true,
+            Event::Wake => window.halted,
         })
     }
 

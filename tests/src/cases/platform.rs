@@ -9,7 +9,7 @@
 //! | `DMA_ADDRESS_PORT` (0xe8) | sets the address for the next |
 //! | `DMA_PORT` (0xec) | writes the value to RAM at that address, as a device would |
 
-use engine::{Access, Event, GpFault, Kicker, Platform, Window};
+use engine::{Access, Event, GpFault, Hypercall, HypercallOutcome, Kicker, Platform, Window};
 use memory::GuestMemory;
 use std::collections::{BTreeMap, VecDeque};
 use x86::Gpa;
@@ -128,6 +128,10 @@ impl Platform for TestPlatform {
         Err(GpFault)
     }
 
+    fn hypercall(&mut self, _: Hypercall<'_>) -> HypercallOutcome {
+        HypercallOutcome::Undefined
+    }
+
     fn cr8(&mut self) -> u8 {
         self.cr8
     }
@@ -140,7 +144,8 @@ impl Platform for TestPlatform {
         let admitted = |event: &Event| match event {
             Event::Nmi => window.nmi,
             Event::Interrupt(_) => window.interrupt,
-            Event::Init | Event::Startup(_) => true,
+            Event::Init | Event::Startup(_) | Event::Flush(_) => true,
+            Event::Wake => window.halted,
         };
         let at = self.pending.iter().position(admitted)?;
         self.pending.remove(at)

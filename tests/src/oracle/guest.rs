@@ -10,7 +10,8 @@ use super::case::{
 };
 use super::native::cpuid;
 use engine::{
-    Access, Budget, Engine, EngineError, Event, Exit, GpFault, Groups, Platform, Setup, Vcpu, VcpuId, Window,
+    Access, Budget, Engine, EngineError, Event, Exit, GpFault, Groups, Hypercall, HypercallOutcome, Platform,
+    Setup, Vcpu, VcpuId, Window,
 };
 use memory::{GuestMemory, Layout, Region};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -79,6 +80,9 @@ impl Platform for Bare {
     }
     fn wrmsr(&mut self, _msr: u32, _value: u64) -> Result<(), GpFault> {
         Err(GpFault)
+    }
+    fn hypercall(&mut self, _: Hypercall<'_>) -> HypercallOutcome {
+        HypercallOutcome::Undefined
     }
     fn cr8(&mut self) -> u8 {
         0

@@ -4,7 +4,7 @@
 //! instruction whatever the engine.
 
 use crate::cases::platform::{DMA_ADDRESS_PORT, DMA_PORT, INTERRUPT_PORT, NMI_PORT, answer, value};
-use engine::{Access, Event, GpFault, Kicker, Platform, Window};
+use engine::{Access, Event, GpFault, Hypercall, HypercallOutcome, Kicker, Platform, Window};
 use memory::GuestMemory;
 use std::collections::VecDeque;
 use std::fmt;
@@ -154,6 +154,10 @@ impl Platform for Recorder {
         if msr & 1 == 0 { Ok(()) } else { Err(GpFault) }
     }
 
+    fn hypercall(&mut self, _: Hypercall<'_>) -> HypercallOutcome {
+        HypercallOutcome::Undefined
+    }
+
     fn cr8(&mut self) -> u8 {
         self.note(Kind::Cr8Read, 0, 1, u64::from(self.cr8));
         self.cr8
@@ -168,7 +172,8 @@ impl Platform for Recorder {
         let admitted = |event: &Event| match event {
             Event::Nmi => window.nmi,
             Event::Interrupt(_) => window.interrupt,
-            Event::Init | Event::Startup(_) => true,
+            Event::Init | Event::Startup(_) | Event::Flush(_) => true,
+            Event::Wake => window.halted,
         };
         let at = self.pending.iter().position(admitted)?;
         let event = self.pending.remove(at)?;

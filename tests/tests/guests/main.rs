@@ -9,6 +9,7 @@
 mod archive;
 mod commands;
 mod disks;
+mod enlightenments;
 mod jits;
 mod kernels;
 mod lifecycle;
@@ -40,6 +41,7 @@ const INTERPRETED: &[&str] = &[
     "five_level_paging_is_there_when_asked_for",
     "linux_idles_by_mwait_where_it_is_offered",
     "a_kernel_may_change_its_code",
+    "a_kernel_finds_kvms_interface_and_uses_it",
 ];
 
 /// Tests that take minutes and show little that another doesn't: run with `OMBRA_LONG=1`.
@@ -54,6 +56,7 @@ const LONG: &[&str] = &[
     "all_stressors_pass_on_eight_vcpus",
     "a_kernel_may_change_its_code_while_four_vcpus_run_it",
     "a_parallel_make_builds_what_it_should_on_two_four_and_eight_vcpus",
+    "a_kernel_finds_kvms_interface_on_eight_vcpus",
 ];
 
 /// What most tests need.
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         jits::TESTS,
         disks::TESTS,
         stress::TESTS,
+        enlightenments::TESTS,
     ];
     let mut trials = Vec::new();
     for &(name, files, test) in tests.into_iter().flatten() {

@@ -2,8 +2,8 @@
 
 use conformance::sequences::{Make, TABLES, code_frames};
 use engine::{
-    Access, Budget, Caps, Counters, Engine, EngineError, Event, Exit, GpFault, Groups, Kicker, Platform,
-    Setup, Vcpu, VcpuId, Window,
+    Access, Budget, Caps, Counters, Engine, EngineError, Event, Exit, GpFault, Groups, Hypercall,
+    HypercallOutcome, Kicker, Platform, Setup, Vcpu, VcpuId, Window,
 };
 use memory::GuestMemory;
 use x86::paging::pte;
@@ -235,6 +235,10 @@ impl Platform for Between<'_> {
 
     fn wrmsr(&mut self, msr: u32, value: u64) -> Result<(), GpFault> {
         self.inner.wrmsr(msr, value)
+    }
+
+    fn hypercall(&mut self, call: Hypercall<'_>) -> HypercallOutcome {
+        self.inner.hypercall(call)
     }
 
     fn cr8(&mut self) -> u8 {

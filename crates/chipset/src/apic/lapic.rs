@@ -24,6 +24,21 @@ pub(super) enum Action {
     Eoi(u8),
 }
 
+/// What one local APIC has counted since it was made.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct ApicCounts {
+    /// Interrupts that the vCPU took from it.
+    pub delivered: u64,
+    /// EOIs that the guest wrote.
+    pub eoi_explicit: u64,
+    /// EOIs that the guest left in the page that it shares, see [`Lapics::arm_lazy`](super::Lapics::arm_lazy).
+    pub eoi_lazy: u64,
+    /// Interrupts that ended as they were taken, see [`Lapics::set_auto_eoi`](super::Lapics::set_auto_eoi).
+    pub eoi_auto: u64,
+    /// EOIs that named their vector, see [`Lapics::eoi_of`](super::Lapics::eoi_of).
+    pub eoi_selective: u64,
+}
+
 /// Guest-visible state.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct State {
@@ -35,6 +50,10 @@ pub(super) struct State {
     isr: Vectors,
     tmr: Vectors,
     irr: Vectors,
+    /// Vectors that end as they are taken.
+    auto: Vectors,
+    /// The guest may end the highest vector in service without telling.
+    pub(super) lazy: bool,
     /// What the last write of ESR latched, and what has come up since.
     esr: u32,
     errors: u32,
@@ -63,6 +82,8 @@ impl State {
             isr: Vectors::default(),
             tmr: Vectors::default(),
             irr: Vectors::default(),
+            auto: Vectors::default(),
+            lazy: false,
             esr: 0,
             errors: 0,
             icr: 0,
@@ -102,6 +123,7 @@ pub(super) struct Lapic {
     seen: [bool; 2],
     /// Something new is pending.
     pub(super) attend: bool,
+    pub(super) counts: ApicCounts,
     // Guest-visible state.
     pub(super) state: State,
 }
@@ -118,6 +140,7 @@ impl Lapic {
             quiesced: false,
             seen: [false; 2],
             attend: false,
+            counts: ApicCounts::default(),
             state: State::power_up(id),
         }
     }
@@ -135,6 +158,7 @@ impl Lapic {
             base: old.base,
             init: old.init,
             startup: old.startup,
+            auto: old.auto,
             waiting: old.waiting,
             nmis: old.nmis,
             timer,
@@ -190,7 +214,9 @@ impl Lapic {
             || if state.waiting {
                 state.startup.is_some()
             } else {
-                state.nmis != 0 || self.deliverable().is_some()
+                // What the guest has ended without telling blocks nothing, and only the vCPU can find out.
+                let unsure = state.lazy && state.irr.highest().is_some() && self.is_enabled();
+                state.nmis != 0 || unsure || self.deliverable().is_some()
             }
     }
 
@@ -199,7 +225,8 @@ impl Lapic {
     pub(super) fn last_edge(&self, delivery: u32, vector: u8, refused: bool) -> Edge {
         let (waits, deliverable) = match delivery {
             mode::FIXED | mode::LOWEST => {
-                (self.state.irr.contains(vector), self.deliverable() == Some(vector) && !self.state.waiting)
+                let free = self.state.lazy || self.deliverable() == Some(vector);
+                (self.state.irr.contains(vector), free && !self.state.waiting)
             }
             mode::NMI => (self.state.nmis != 0, true),
             mode::EXTINT => (self.state.extint, true),
@@ -251,15 +278,23 @@ impl Lapic {
         None
     }
 
-    /// The acknowledge cycle: IRR to ISR (SDM 3A 10.8.4). Never spurious: looking and taking are one step.
-    pub(super) fn take_interrupt(&mut self) -> Option<ApicEvent> {
+    /// The acknowledge cycle: IRR to ISR (SDM 3A 10.8.4). Never spurious: looking and taking are one step. A vector that ends by
+    /// itself is never in service; if it is level-triggered, its source hears of the end at once.
+    pub(super) fn take_interrupt(&mut self) -> Option<(u8, Action)> {
         if self.state.waiting {
             return None;
         }
         let vector = self.deliverable()?;
         self.state.irr.remove(vector);
-        self.state.isr.insert(vector);
-        Some(ApicEvent::Interrupt(vector))
+        self.counts.delivered += 1;
+        if !self.state.auto.contains(vector) {
+            self.state.isr.insert(vector);
+            return Some((vector, Action::None));
+        }
+        self.counts.eoi_auto += 1;
+        // What has a lower priority isn't held back.
+        self.attend = true;
+        Some((vector, self.ended(vector)))
     }
 
     // Messages coming in.
@@ -642,9 +677,31 @@ impl Lapic {
         }
     }
 
-    fn eoi(&mut self) -> Action {
+    /// The EOI register: the highest vector in service ends.
+    pub(super) fn eoi(&mut self) -> Action {
+        self.counts.eoi_explicit += 1;
+        self.end_highest()
+    }
+
+    fn end_highest(&mut self) -> Action {
         let Some(vector) = self.state.isr.highest() else { return Action::None };
         self.state.isr.remove(vector);
+        self.ended(vector)
+    }
+
+    /// The named vector ends, whatever else is in service. Nothing happens if it isn't.
+    pub(super) fn eoi_of(&mut self, vector: u8) -> Action {
+        if !self.state.isr.contains(vector) {
+            return Action::None;
+        }
+        self.counts.eoi_selective += 1;
+        self.state.isr.remove(vector);
+        self.attend = true;
+        self.ended(vector)
+    }
+
+    /// Who has to hear that a vector is not in service any more.
+    fn ended(&mut self, vector: u8) -> Action {
         if !self.state.tmr.contains(vector) {
             return Action::None;
         }
@@ -656,6 +713,34 @@ impl Lapic {
             }
         }
         if self.state.svr & svr::NO_EOI_BROADCAST != 0 { Action::None } else { Action::Eoi(vector) }
+    }
+
+    /// The vector, 0..=255, ends as it is taken from now on, or doesn't any more.
+    pub(super) fn set_auto_eoi(&mut self, vector: u8, on: bool) {
+        if on {
+            self.state.auto.insert(vector);
+        } else {
+            self.state.auto.remove(vector);
+        }
+    }
+
+    /// Lets the guest end the highest vector in service without telling, if nobody would have to hear of it: nothing else is
+    /// requested, and it is an edge.
+    pub(super) fn arm_lazy(&mut self) -> bool {
+        let quiet = self.state.irr.highest().is_none();
+        let edge = self.state.isr.highest().is_some_and(|vector| !self.state.tmr.contains(vector));
+        self.state.lazy = quiet && edge;
+        self.state.lazy
+    }
+
+    /// The guest has or hasn't ended that vector, and has to tell again from now on.
+    pub(super) fn settle_lazy(&mut self, ended: bool) -> Action {
+        if !std::mem::take(&mut self.state.lazy) || !ended {
+            return Action::None;
+        }
+        self.counts.eoi_lazy += 1;
+        self.attend = true;
+        self.end_highest()
     }
 
     fn send(&mut self) -> Action {

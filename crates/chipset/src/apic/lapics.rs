@@ -3,7 +3,7 @@
 //! Locks: see the module above. Beside each chip's lock there is a copy of what senders and the asking vCPU need (`Cell`), kept
 //! in atomics and written under the lock, so that routing and the usual "nothing there" take no lock.
 
-use super::lapic::{Action, Lapic, State};
+use super::lapic::{Action, ApicCounts, Lapic, State};
 use super::spec::{base, icr, mode};
 use super::{ApicEvent, Attention, EoiSink, ExtIntSource, MsrFault};
 use crate::clock::{Alarm, Clock};
@@ -52,6 +52,8 @@ struct Cell {
     pins: AtomicU8,
     /// The vCPU has looked at what is pending and couldn't take it; nothing has come since.
     refused: AtomicBool,
+    /// The guest may end an interrupt without telling.
+    lazy: AtomicBool,
 }
 
 impl Cell {
@@ -144,6 +146,7 @@ impl Lapics {
             event: AtomicBool::new(false),
             pins: AtomicU8::new(0),
             refused: AtomicBool::new(false),
+            lazy: AtomicBool::new(false),
         });
         let lapics = Self {
             cells: cells.collect(),
@@ -202,6 +205,7 @@ impl Lapics {
             | flag(chip.is_software_enabled(), route::SOFTWARE_ENABLED);
         cell.route.store(route, Ordering::Release);
         cell.priority.store(chip.ppr(), Ordering::Relaxed);
+        cell.lazy.store(chip.state.lazy, Ordering::Relaxed);
 
         let old = cell.pins.load(Ordering::Relaxed);
         let listens = |pin| if chip.listens(pin) { pins::LISTENS[pin] } else { 0 };
@@ -246,27 +250,20 @@ impl Lapics {
     /// A boot processor (IA32_APIC_BASE.BSP) that takes [`ApicEvent::Init`] starts over at the reset vector, others wait.
     pub fn take_event(&self, cpu: u32, nmi_window: bool, interrupt_window: bool) -> Option<ApicEvent> {
         let cell = self.cell(cpu);
-        let taken = self.take_from(cell, nmi_window, interrupt_window);
+        let taken = self.take_from(cpu, nmi_window, interrupt_window);
         cell.refused.store(taken.is_none(), Ordering::Relaxed);
         taken
     }
 
-    /// Whether [`take_event`](Self::take_event) would find something with both windows open. Takes no lock.
-    #[must_use]
-    pub fn has_event(&self, cpu: u32) -> bool {
+    fn take_from(&self, cpu: u32, nmi_window: bool, interrupt_window: bool) -> Option<ApicEvent> {
         let cell = self.cell(cpu);
-        cell.event.load(Ordering::Acquire) || self.intr_reaches(cell)
-    }
-
-    fn take_from(&self, cell: &Cell, nmi_window: bool, interrupt_window: bool) -> Option<ApicEvent> {
         let intr = interrupt_window && self.intr_reaches(cell);
         if cell.event.load(Ordering::Acquire) {
-            let taken = self.with(cell, |chip| {
-                chip.take_urgent(nmi_window)
-                    .or_else(|| if interrupt_window && !intr { chip.take_interrupt() } else { None })
-            });
-            if taken.is_some() || !intr {
-                return taken;
+            if let Some(urgent) = self.with(cell, |chip| chip.take_urgent(nmi_window)) {
+                return Some(urgent);
+            }
+            if !intr {
+                return if interrupt_window { self.take_own(cpu) } else { None };
             }
         }
         if !intr {
@@ -282,7 +279,71 @@ impl Lapics {
             });
             return Some(ApicEvent::Interrupt(vector));
         }
-        if cell.event.load(Ordering::Acquire) { self.with(cell, Lapic::take_interrupt) } else { None }
+        if cell.event.load(Ordering::Acquire) { self.take_own(cpu) } else { None }
+    }
+
+    /// The APIC's own interrupt.
+    fn take_own(&self, cpu: u32) -> Option<ApicEvent> {
+        let (vector, action) = self.with(self.cell(cpu), Lapic::take_interrupt)?;
+        self.act(cpu, action, false);
+        Some(ApicEvent::Interrupt(vector))
+    }
+
+    // Ends of interrupts beside the EOI register. For who offers them to guests; all but `is_lazy` on the vCPU's thread.
+
+    /// Lets the guest end the interrupt that has just been taken without telling (a flag in a page that it shares), if nothing
+    /// else is requested and nobody has to hear of the end. True: it may, and [`Lapics::settle_lazy`] has to follow before anything
+    /// looks at the APIC's state, and before the next interrupt is taken.
+    #[must_use]
+    pub fn arm_lazy(&self, cpu: u32) -> bool {
+        self.with(self.cell(cpu), Lapic::arm_lazy)
+    }
+
+    /// Whether [`Lapics::arm_lazy`] has said yes and nobody has settled it. Takes no lock.
+    #[must_use]
+    pub fn is_lazy(&self, cpu: u32) -> bool {
+        self.cell(cpu).lazy.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the guest has `ended` the interrupt; if not, it has to tell again.
+    pub fn settle_lazy(&self, cpu: u32, ended: bool) {
+        let action = self.with(self.cell(cpu), |chip| chip.settle_lazy(ended));
+        self.act(cpu, action, false);
+    }
+
+    /// As a write of the EOI register.
+    pub fn eoi(&self, cpu: u32) {
+        let action = self.with(self.cell(cpu), Lapic::eoi);
+        self.act(cpu, action, false);
+    }
+
+    /// Ends the named vector, in whatever order it was taken. Nothing happens if it isn't in service.
+    pub fn eoi_of(&self, cpu: u32, vector: u8) {
+        let action = self.with(self.cell(cpu), |chip| chip.eoi_of(vector));
+        self.act(cpu, action, false);
+    }
+
+    /// From now on the vector ends as it is taken (`on`), or as others do.
+    pub fn set_auto_eoi(&self, cpu: u32, vector: u8, on: bool) {
+        self.with(self.cell(cpu), |chip| chip.set_auto_eoi(vector, on));
+    }
+
+    /// Requests the vector of one vCPU's APIC, as an edge. `false` if there is no such vCPU or its APIC takes none.
+    pub fn request(&self, cpu: u32, vector: u8) -> bool {
+        let message = Message { delivery: mode::FIXED, vector, level: false };
+        (cpu as usize) < self.cells.len() && self.hand_over(cpu as usize, message)
+    }
+
+    /// Sends a non-maskable interrupt to one vCPU; `false` if there is none.
+    pub fn request_nmi(&self, cpu: u32) -> bool {
+        let message = Message { delivery: mode::NMI, vector: 0, level: false };
+        (cpu as usize) < self.cells.len() && self.hand_over(cpu as usize, message)
+    }
+
+    /// What one APIC has counted.
+    #[must_use]
+    pub fn counts(&self, cpu: u32) -> ApicCounts {
+        self.cell(cpu).lock().counts
     }
 
     /// Where the vCPU's APIC is mapped: a page's guest-physical address, or `None` if it is disabled or in x2APIC mode. Takes no lock.

@@ -20,6 +20,7 @@ mod timer;
 mod tests;
 
 pub use ioapic::{IOAPIC_BASE, IOAPIC_PINS, IOAPIC_SIZE, IoApic};
+pub use lapic::ApicCounts;
 pub use lapics::{Lapics, Processor};
 pub use timer::TIMER_HZ;
 

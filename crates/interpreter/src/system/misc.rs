@@ -1,9 +1,9 @@
-//! The rest: HLT and MWAIT, time-stamp and performance counters, and instructions that do nothing here.
+//! The rest: HLT and MWAIT, hypercalls, time-stamp and performance counters, and instructions that do nothing here.
 
 use super::Output;
-use crate::cpu::{CodeSize, Cpu, Step, Wait, special};
+use crate::cpu::{CodeSize, Cpu, Step, Stop, Wait, special};
 use crate::op::Op;
-use engine::Platform;
+use engine::{Hypercall, HypercallOutcome, Platform};
 use memory::LineMonitor;
 use x86::control::cr4;
 use x86::state::Activity;
@@ -37,6 +37,30 @@ pub(super) fn hlt(cpu: &mut Cpu, op: &Op, _: &mut dyn Platform) -> Step {
     cpu.require_cpl0()?;
     cpu.halt(op);
     Ok(())
+}
+
+/// VMCALL and VMMCALL.
+pub(super) fn hypercall(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
+    let (long, cpl, protected) = (cpu.code_size == CodeSize::Bits64, cpu.cpl(), cpu.protected);
+    let Some(registers) = cpu.regs.first_chunk_mut() else { return Err(Exception::UD.into()) };
+    match io.hypercall(Hypercall { registers, long, cpl, protected }) {
+        HypercallOutcome::Undefined => Err(Exception::UD.into()),
+        HypercallOutcome::Again => {
+            // Whoever is waited for may need this thread's place.
+            std::thread::yield_now();
+            cpu.special |= special::RECHECK;
+            Err(Stop::Pause)
+        }
+        HypercallOutcome::Done => {
+            if op.ends_in_branch {
+                cpu.rip = cpu.next_rip(op);
+            }
+            // Interrupt controllers and translations may have changed.
+            cpu.special |= special::RECHECK;
+            cpu.stop_at = 0;
+            Ok(())
+        }
+    }
 }
 
 impl Cpu {
@@ -198,7 +222,7 @@ pub(super) fn rdpmc(cpu: &mut Cpu, _: &Op, io: &mut dyn Platform) -> Step {
         return Err(Exception::GP0.into());
     }
     debug_assert!(PMC0 + index < msr::MTRR_CAP);
-    let value = io.rdmsr(PMC0 + index).map_err(|_| crate::cpu::Stop::from(Exception::GP0))?;
+    let value = io.rdmsr(PMC0 + index).map_err(|_| Stop::from(Exception::GP0))?;
     cpu.set_edx_eax(value);
     Ok(())
 }

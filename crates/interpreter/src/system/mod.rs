@@ -98,6 +98,7 @@ pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
         M::Out => io::output,
 
         M::Hlt => misc::hlt,
+        M::Vmcall | M::Vmmcall => misc::hypercall,
         M::Monitor => misc::monitor,
         M::Mwait => misc::mwait,
         M::Pause => misc::pause,
@@ -135,7 +136,6 @@ pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
         | M::Ud2
         | M::Rsm
         | M::Getsec
-        | M::Vmcall
         | M::Vmlaunch
         | M::Vmresume
         | M::Vmxoff
@@ -148,7 +148,6 @@ pub(crate) fn handler(instruction: &Instruction) -> Option<Handler> {
         | M::Vmfunc
         | M::Invept
         | M::Invvpid
-        | M::Vmmcall
         | M::Vmload
         | M::Vmsave
         | M::Vmrun

@@ -86,6 +86,8 @@ fn config(kernel: &tempfile::NamedTempFile) -> MachineConfig {
         la57: false,
         mwait: false,
         mitigations: control::Mitigations::Off,
+        enlightenments: control::Enlightenments::None,
+        parts: control::Parts::all(),
         boot: BootConfig { kernel: kernel.path().to_owned(), initramfs: None, cmdline: String::new() },
         serial: [Some(SerialConfig::Stream), None, None, None],
         no_reboot: false,
@@ -129,7 +131,7 @@ fn run(change: impl FnOnce(&mut MachineConfig), steps: Vec<Step>) -> Result<Outc
 /// Asks for events, with a spurious kick in mind, until there is one.
 fn next_event(platform: &mut dyn Platform) -> Option<engine::Event> {
     let end = Instant::now() + Duration::from_secs(5);
-    let window = engine::Window { nmi: true, interrupt: true };
+    let window = engine::Window { nmi: true, interrupt: true, halted: false };
     loop {
         let event = platform.take_event(window);
         if event.is_some() || Instant::now() > end {
@@ -398,8 +400,8 @@ fn ticks_of_a_vcpu_that_the_host_kept_waiting_come_one_after_the_other() {
         Exit::Halted
     });
     let stall: Step = Box::new(move |_, platform| {
-        let closed = engine::Window { nmi: false, interrupt: false };
-        let open = engine::Window { nmi: true, interrupt: true };
+        let closed = engine::Window { nmi: false, interrupt: false, halted: false };
+        let open = engine::Window { nmi: true, interrupt: true, halted: false };
         let count = |platform: &mut dyn Platform| {
             let mut count = 0;
             while let Some(event) = platform.take_event(open) {

@@ -1,5 +1,6 @@
 //! Tests of the local APICs and the I/O APIC, through the interfaces that a machine uses. Here is the board that they share.
 
+mod ends;
 mod io;
 mod local;
 mod traffic;
