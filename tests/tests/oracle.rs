@@ -64,6 +64,8 @@ fn what_the_oracle_found_stays_found() {
         Mnemonic::Vmovaps,
         Mnemonic::Vmovdqu8,
         Mnemonic::Vpmovqb,
+        Mnemonic::Vpcompressw,
+        Mnemonic::Vcompresspd,
         Mnemonic::Vfmulcsh,
         Mnemonic::Vgatherqps,
         Mnemonic::Vpgatherqd,

@@ -65,10 +65,16 @@ fn prefixes(bytes: &[u8]) -> &[u8] {
 }
 
 /// Whether AMD's processors may see something else in `bytes` than an undefined instruction of that length: they let pass
-/// bits of VEX and EVEX that are reserved, and the length shows where the page ends.
+/// bits of VEX and EVEX that are reserved, and the length shows where the page ends. What 64-bit code has lost is as long as it was.
 #[must_use]
 pub fn may_define(ip: u64, bytes: &[u8]) -> bool {
-    matches!(bytes.get(prefixes(bytes).len()), Some(0x62 | 0xc4 | 0xc5)) || crosses_page(ip, bytes.len())
+    const LONGEST: usize = 15;
+    match bytes.get(prefixes(bytes).len()) {
+        Some(0x62 | 0xc4 | 0xc5) => true,
+        // Immediate operands: arithmetic of bytes, far CALL and JMP, AAM and AAD.
+        Some(0x82 | 0x9a | 0xd4 | 0xd5 | 0xea) => crosses_page(ip, LONGEST),
+        _ => crosses_page(ip, bytes.len()),
+    }
 }
 
 /// Whether `what` need not be the same after a fault of AMD's host.
@@ -91,30 +97,20 @@ pub fn forgives(case: &Case, host: &Outcome, engine: &Outcome, what: &str) -> bo
     match instruction.mnemonic() {
         // Not canonical: nothing is pushed.
         M::Call => host.vector == 13 && what == "memory",
-        // Which of two operands faults first, and what the iteration before has left.
+        // Which of two operands faults first, and the flags that the iteration before has left.
         M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq if instruction.op0_kind() != OpKind::Register => {
             let (theirs, ours) = (culprits(&instruction, host), culprits(&instruction, engine));
             let same = theirs == ours && theirs.count_ones() == 1;
-            matches!(what, "vector" | "error code" | "cr2") && !same
-                || repeats && matches!(what, "rsi" | "rdi" | "rcx" | "rflags")
+            matches!(what, "vector" | "error code" | "cr2") && !same || repeats && what == "rflags"
         }
-        M::Scasb | M::Scasw | M::Scasd | M::Scasq => repeats && matches!(what, "rdi" | "rcx" | "rflags"),
-        // How much of the registers is cleared.
-        _ if instruction.is_vsib() => what.starts_with("zmm"),
-        // The place is looked at before the exception is raised.
-        M::Vcvtps2ph if instruction.has_op_mask() => {
-            matches!(what, "vector" | "error code" | "cr2" | "mxcsr")
+        M::Scasb | M::Scasw | M::Scasd | M::Scasq => repeats && what == "rflags",
+        // Whether what lies above the vector is cleared yet.
+        _ if instruction.is_vsib() && instruction.op0_register().is_vector_register() => {
+            let (target, index) = (instruction.op0_register(), instruction.memory_index());
+            let len = target.size().max(index.size());
+            let lower = |outcome: &Outcome| outcome.vectors.zmm[target.number()][..len].to_vec();
+            what == format!("zmm{}", target.number()) && lower(host) == lower(engine)
         }
-        // Which of the operand's pages, of an operand that is touched in parts.
-        M::Maskmovq
-        | M::Maskmovdqu
-        | M::Vmaskmovdqu
-        | M::Vmaskmovps
-        | M::Vmaskmovpd
-        | M::Vpmaskmovd
-        | M::Vpmaskmovq
-        | M::Vcvtps2ph => matches!(what, "cr2" | "error code"),
-        _ if instruction.has_op_mask() => matches!(what, "cr2" | "error code"),
         _ => false,
     }
 }

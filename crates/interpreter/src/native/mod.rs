@@ -319,12 +319,15 @@ impl Inner {
                 // VCVTPS2PH: AMD's processors look at the place first.
                 if let Some(plan) = traits.memory.filter(|plan| plan.write && touched != 0)
                     && host::Host::get().amd
-                    && plan.elements == Elements::All
                 {
                     let noted = std::mem::replace(&mut context.registers().1.mxcsr, mxcsr);
-                    context
-                        .touch(place.segment, place.offset, u64::from(plan.size), true, place.alignment)
-                        .map_err(NativeFault::Memory)?;
+                    let size = u64::from(plan.size);
+                    let checked = if plan.elements == Elements::All {
+                        context.touch(place.segment, place.offset, size, true, place.alignment)
+                    } else {
+                        place.check_some(context, touched)
+                    };
+                    checked.map_err(NativeFault::Memory)?;
                     context.registers().1.mxcsr = noted;
                 }
                 return Err(NativeFault::Simd);

@@ -72,6 +72,12 @@ impl Place {
         from: &[u8],
         bytes: u64,
     ) -> Result<(), C::Fault> {
+        self.check_some(context, bytes)?;
+        self.store_runs(context, from, bytes)
+    }
+
+    /// Faults as [`store_some`](Self::store_some) does. AMD's processors take one element after the other.
+    pub(super) fn check_some<C: NativeContext>(self, context: &mut C, bytes: u64) -> Result<(), C::Fault> {
         if bytes == 0 {
             return Ok(());
         }
@@ -79,9 +85,13 @@ impl Place {
         if self.alignment > 1 {
             context.check_alignment(self.segment, self.offset, self.alignment)?;
         }
+        if Host::get().amd {
+            let mut elements = (0..64).step_by(self.element).filter(|at| bytes >> at & 1 != 0);
+            return elements
+                .try_for_each(|at| context.touch(self.segment, self.at(at), self.element as u64, true, 1));
+        }
         context.touch(self.segment, first, 1, true, 1)?;
-        context.touch(self.segment, last, 1, true, 1)?;
-        self.store_runs(context, from, bytes)
+        context.touch(self.segment, last, 1, true, 1)
     }
 
     /// Stores the bytes whose bits are set in `bytes` after a check of all of `from`.
@@ -110,14 +120,16 @@ impl Place {
         context.store(self.segment, self.at(8), &from[8..], 1)
     }
 
-    /// MASKMOVQ and MASKMOVDQU: checked and stored by eight bytes, from the highest, whatever the mask.
+    /// MASKMOVQ and MASKMOVDQU: checked and stored by eight bytes whatever the mask, from the highest, on AMD's processors from the lowest.
     pub(super) fn store_halves<C: NativeContext>(
         self,
         context: &mut C,
         from: &[u8],
         bytes: u64,
     ) -> Result<(), C::Fault> {
-        for half in (0..from.len() / 8).rev() {
+        let halves = from.len() / 8;
+        for half in 0..halves {
+            let half = if Host::get().amd { half } else { halves - 1 - half };
             context.touch(self.segment, self.at(8 * half), 8, true, self.alignment)?;
         }
         self.store_runs(context, from, bytes)

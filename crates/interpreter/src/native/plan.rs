@@ -13,6 +13,8 @@ use x86::state::VectorState;
 pub enum Elements {
     /// The whole operand is.
     All,
+    /// All of them, but one after the other.
+    Each,
     /// Element i where bit i of this opmask register is set.
     Opmask(u8),
     /// As many elements, from the first, as this opmask register has bits set among this many (VPCOMPRESS, VPEXPAND).
@@ -90,7 +92,7 @@ impl MemPlan {
         let count = u32::from(self.size / self.element);
         let low = |bits: u32| if bits >= 64 { u64::MAX } else { (1 << bits) - 1 };
         match self.elements {
-            Elements::All => low(count),
+            Elements::All | Elements::Each => low(count),
             Elements::Opmask(k) => state.k[usize::from(k)] & low(count),
             Elements::Packed(k, lanes) => low((state.k[usize::from(k)] & low(u32::from(lanes))).count_ones()),
             Elements::Folded(k, lanes) => {
@@ -174,15 +176,18 @@ fn check(instruction: &Instruction, size: u8, element: u8, elements: Elements) -
 fn amd_check(instruction: &Instruction, size: u8, element: u8, elements: Elements) -> u8 {
     match instruction.mnemonic() {
         M::Vmaskmovps | M::Vmaskmovpd | M::Vpmaskmovd | M::Vpmaskmovq => 1,
-        M::Vpcompressb
-        | M::Vpcompressw
-        | M::Vpcompressd
-        | M::Vpcompressq
-        | M::Vcompressps
-        | M::Vcompresspd => instruction.memory_size().element_size().max(1) as u8,
+        _ if is_compress(instruction.mnemonic()) => instruction.memory_size().element_size().max(1) as u8,
         _ if elements != Elements::All && !is_whole(instruction) => element.min(16),
         _ => size.min(16),
     }
+}
+
+/// Writes the elements that its mask selects side by side.
+fn is_compress(mnemonic: M) -> bool {
+    matches!(
+        mnemonic,
+        M::Vpcompressb | M::Vpcompressw | M::Vpcompressd | M::Vpcompressq | M::Vcompressps | M::Vcompresspd
+    )
 }
 
 /// Stores of a part of a register check the whole operand whatever the mask (SDM 2A 2.8.9, type E6NF).
@@ -210,6 +215,10 @@ fn elements(instruction: &Instruction, size: u8, write: bool) -> (u8, Elements) 
     }
     let mask = instruction.op_mask();
     if mask == Register::None {
+        // AMD's processors pack element by element also without a mask.
+        if write && is_compress(mnemonic) && Host::get().amd {
+            return (instruction.memory_size().element_size().max(1) as u8, Elements::Each);
+        }
         return (size, Elements::All);
     }
     let k = mask.number() as u8;
@@ -228,12 +237,7 @@ fn elements(instruction: &Instruction, size: u8, write: bool) -> (u8, Elements) 
     let element = u8::try_from(element).ok().filter(|e| *e > 0 && size.is_multiple_of(*e)).unwrap_or(size);
     let lanes_of = |register: Register| (register.size() / usize::from(element)).clamp(1, 64) as u8;
     match mnemonic {
-        M::Vpcompressb
-        | M::Vpcompressw
-        | M::Vpcompressd
-        | M::Vpcompressq
-        | M::Vcompressps
-        | M::Vcompresspd => {
+        _ if is_compress(mnemonic) => {
             return (element, Elements::Packed(k, lanes_of(instruction.op1_register())));
         }
         M::Vpexpandb | M::Vpexpandw | M::Vpexpandd | M::Vpexpandq | M::Vexpandps | M::Vexpandpd => {

@@ -260,7 +260,8 @@ fn gather<C: NativeContext>(instruction: &Instruction, context: &mut C) -> Done<
     let top = |i: usize| (i + 1) * lanes.data - 1;
     // What the first element that arrives clears; the rest is cleared at the end.
     let vector_length = target.size().max(instruction.memory_index().size());
-    if opmask.is_none() {
+    // AMD's processors leave the mask as it is but for the elements that are done.
+    if opmask.is_none() && !Host::get().amd {
         // The sign bits spread over their elements at once, in all of the vector length: so the mask looks after a fault.
         let (used, rest) = context.registers().1.zmm[mask].split_at_mut(vector_length);
         for element in used.chunks_exact_mut(lanes.data) {
