@@ -58,7 +58,7 @@ pub fn run(bytes: &[u8]) {
     }
     let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
     file.write_all(&image).expect("written");
-    let image = Image { file: file.path().to_owned(), format: None, read_only: true, snapshot: false };
+    let image = Image { read_only: true, ..Image::new(file.path()) };
     let snapshot = Image { read_only: false, snapshot: true, ..image.clone() };
     let Ok(layer) = disk::open(if input.flag() { &image } else { &snapshot }) else { return };
     let mut data = vec![0; 4096];

@@ -19,12 +19,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("chipset", &["x86", "memory"]),
     ("enlightenments", &["chipset", "control", "engine", "memory", "x86"]),
     ("net", &["control"]),
-    ("disk", &[]),
+    ("crypt", &[]),
+    ("disk", &["crypt"]),
     ("virtio", &["chipset", "disk", "memory", "net", "x86"]),
     // Never an engine: it holds an `Arc<dyn Engine>` that the binary makes.
     (
         "machine",
-        &["chipset", "control", "disk", "engine", "enlightenments", "memory", "net", "virtio", "x86"],
+        &["chipset", "control", "crypt", "disk", "engine", "enlightenments", "memory", "net", "virtio", "x86"],
     ),
     ("ombra", &["control", "engine", "interpreter", "machine", "translator"]),
     // The tests may look everywhere.

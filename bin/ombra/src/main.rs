@@ -1,6 +1,6 @@
 //! `ombra`: the command line of the virtual machine monitor. Parses flags, has the terminal, ends with the right status.
 //!
-//! Modules: `cli`, `disks` and `network` (flags), `run` and `guest` (a guest, and a command in one), `stats` (what was counted), `find`, `modules` and `initramfs` (what the user didn't
+//! Modules: `cli`, `disks`, `keys` and `network` (flags), `run` and `guest` (a guest, and a command in one), `stats` (what was counted), `find`, `modules` and `initramfs` (what the user didn't
 //! bring), `terminal`, `doctor`. What the machine consists of is `machine`'s business.
 
 mod cli;
@@ -9,6 +9,7 @@ mod doctor;
 mod find;
 mod guest;
 mod initramfs;
+mod keys;
 mod modules;
 mod network;
 mod run;

@@ -4,6 +4,7 @@
 //! Three plans: a bare kernel with COM1 as `--serial` says; a shell in an initramfs of ours; a command in one.
 
 use crate::cli::{Engine as EngineChoice, Feature, Run, Serial};
+use crate::disks::Disk;
 use crate::guest::{Control, ControlWriter, Forward, Log, LogWriter, Piped};
 use crate::initramfs::{self, Contents, Mode};
 use crate::modules::{self, Module};
@@ -67,7 +68,7 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
         serial: ports(flags, mode),
         // A command's guest that panics reboots, and that is its end.
         no_reboot: flags.no_reboot || mode.is_some(),
-        disks: flags.disk.iter().cloned().map(Into::into).collect(),
+        disks: flags.disk.iter().map(Disk::config).collect::<Result<_>>()?,
         nets,
         entropy: true,
         test_devices: flags.test_devices,

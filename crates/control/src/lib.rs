@@ -6,7 +6,7 @@ mod disk;
 mod enlightenments;
 mod net;
 
-pub use disk::{DiskConfig, DiskFormat};
+pub use disk::{DiskConfig, DiskEncryption, DiskFormat, KeySource};
 pub use enlightenments::{Enlightenments, Parts};
 pub use net::{Forward, NetBackend, NetConfig, Protocol, UserNet};
 

@@ -1,5 +1,6 @@
 //! What can go wrong with images.
 
+use crypt::CryptError;
 use std::io;
 use std::path::PathBuf;
 
@@ -73,6 +74,41 @@ pub enum OpenError {
         /// The reason.
         #[source]
         source: io::Error,
+    },
+    /// An encrypted disk that can't be opened.
+    #[error("can't open {} as an encrypted disk", .file.display())]
+    Encrypted {
+        /// The file.
+        file: PathBuf,
+        /// The reason.
+        #[source]
+        source: CryptError,
+    },
+    /// A server of disks that can't be used.
+    #[error("can't use {at}")]
+    Nbd {
+        /// Its address or command.
+        at: String,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// An image that can't be made.
+    #[error("can't make {}", .file.display())]
+    Create {
+        /// The file.
+        file: PathBuf,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// What doesn't go together.
+    #[error("{}: {what}", .file.display())]
+    Impossible {
+        /// The file.
+        file: PathBuf,
+        /// What.
+        what: &'static str,
     },
     /// No temporary file for what the guest writes.
     #[error("can't make a temporary file for what is written to {} (TMPDIR says where)", .file.display())]

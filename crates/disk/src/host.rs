@@ -37,6 +37,16 @@ impl File {
         if !kind.is_file() && !kind.is_block_device() {
             return Err(OpenError::Kind { file: path.to_owned() });
         }
+        Self::lock(&file, path, writable)?;
+        let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        if len < SECTOR_BYTES {
+            return Err(OpenError::Empty { file: path.to_owned() });
+        }
+        Ok(Self { path: path.to_owned(), file, writable, len })
+    }
+
+    /// Locks an open file, which its closing ends.
+    pub(crate) fn lock(file: &fs::File, path: &Path, writable: bool) -> Result<(), OpenError> {
         let locked = if writable { file.try_lock() } else { file.try_lock_shared() };
         match locked {
             Ok(()) => {}
@@ -54,14 +64,10 @@ impl File {
         } else {
             FlockOperation::NonBlockingLockShared
         };
-        if let Err(Errno::AGAIN | Errno::ACCESS) = fcntl_lock(&file, operation) {
+        if let Err(Errno::AGAIN | Errno::ACCESS) = fcntl_lock(file, operation) {
             return Err(OpenError::Locked { file: path.to_owned(), writable });
         }
-        let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        if len < SECTOR_BYTES {
-            return Err(OpenError::Empty { file: path.to_owned() });
-        }
-        Ok(Self { path: path.to_owned(), file, writable, len })
+        Ok(())
     }
 
     /// The format that the first bytes are of.

@@ -1,7 +1,8 @@
 //! Disk images: sectors in files of the host. Knows no guest.
 //!
 //! [`open`] makes a [`Layer`] of what a user has named: a raw file or block device ([`rawfile`]), or a qcow2 image with whatever it is
-//! backed by ([`qcow2`]), under a temporary overlay where nothing is to be kept. Front ends (virtio-blk) read and write layers from
+//! backed by ([`qcow2`]), under a temporary overlay where nothing is to be kept; above all that what decrypts it ([`encrypted`]); or a disk that
+//! a server of another process has ([`nbd`]). [`make`] makes new images and copies them. Front ends (virtio-blk) read and write layers from
 //! their own threads.
 //!
 //! # I/O model
@@ -20,13 +21,19 @@
 //!
 //! # Locks
 //! An image is locked while it is open: exclusively for writing, shared for reading, as are the images that it is backed by. Twice: by
-//! flock, which also tells two disks of one process apart, and by a record lock, which QEMU respects. In `qcow2`: discarding excludes other requests of the same image.
+//! flock, which also tells two disks of one process apart, and by a record lock, which QEMU respects. In `qcow2`: discarding excludes other
+//! requests of the same image; in `encrypted`: writing less than an encrypted sector does; in `nbd`: connections that nobody uses at the moment.
 //!
 //! # Threads
 //! None.
 
+pub mod encrypted;
+#[cfg(test)]
+mod encrypted_tests;
 mod error;
 mod host;
+pub mod make;
+pub mod nbd;
 pub mod qcow2;
 pub mod rawfile;
 #[cfg(test)]
@@ -34,7 +41,7 @@ mod tests;
 
 pub use error::{DiskError, OpenError};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Bytes in a sector, the unit in which all layers count.
@@ -101,6 +108,14 @@ pub enum Format {
     Qcow2,
 }
 
+impl Format {
+    /// What the ending of a file's name says.
+    #[must_use]
+    pub fn by_name(file: &Path) -> Option<Self> {
+        file.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("qcow2")).then_some(Self::Qcow2)
+    }
+}
+
 impl std::fmt::Display for Format {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -121,6 +136,33 @@ pub struct Image {
     pub read_only: bool,
     /// What is written goes to a temporary file, and is gone at the end.
     pub snapshot: bool,
+    /// How it is encrypted.
+    pub encryption: Option<Encryption>,
+}
+
+impl Image {
+    /// A file that is read and written, in the format that its name says.
+    #[must_use]
+    pub fn new(file: impl Into<PathBuf>) -> Self {
+        Self { file: file.into(), format: None, read_only: false, snapshot: false, encryption: None }
+    }
+}
+
+/// How an image is encrypted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Encryption {
+    /// Here, sector by sector.
+    Sectors {
+        /// How.
+        method: crypt::Method,
+        /// The key or passphrase.
+        key: crypt::secret::Source,
+    },
+    /// By a command that opens the file itself and serves it.
+    Server {
+        /// For the shell; see [`nbd::Nbd::start`].
+        command: String,
+    },
 }
 
 /// Opens an image.
@@ -128,15 +170,38 @@ pub struct Image {
 /// # Errors
 /// [`OpenError`].
 pub fn open(image: &Image) -> Result<Arc<dyn Layer>, OpenError> {
+    let served = match (&image.encryption, image.file.to_str().and_then(nbd::Address::parse)) {
+        (Some(Encryption::Server { command }), _) => {
+            Some(nbd::Nbd::start(command, &image.file, image.read_only))
+        }
+        (_, Some(address)) => Some(address.and_then(|address| nbd::Nbd::connect(&address, image.read_only))),
+        _ => None,
+    };
+    let below: Arc<dyn Layer> = match served {
+        Some(_) if image.snapshot => {
+            let what =
+                "snapshot=on works on files, not on what a server has (nbdkit --filter=cow does it there)";
+            return Err(OpenError::Impossible { file: image.file.clone(), what });
+        }
+        Some(served) => Arc::new(served?),
+        None => open_file(image)?,
+    };
+    match &image.encryption {
+        Some(Encryption::Sectors { method, key }) => {
+            let opened = key.read().and_then(|key| encrypted::Encrypted::open(below, method, &key));
+            let layer = opened.map_err(|source| OpenError::Encrypted { file: image.file.clone(), source })?;
+            Ok(Arc::new(layer))
+        }
+        Some(Encryption::Server { .. }) | None => Ok(below),
+    }
+}
+
+/// The image without what it is encrypted with.
+fn open_file(image: &Image) -> Result<Arc<dyn Layer>, OpenError> {
     let writable = !image.read_only && !image.snapshot;
     let file = host::File::open(&image.file, writable)?;
     let looks = file.looks_like()?;
-    let by_name = image
-        .file
-        .extension()
-        .is_some_and(|ending| ending.eq_ignore_ascii_case("qcow2"))
-        .then_some(Format::Qcow2);
-    let said = image.format.or(by_name);
+    let said = image.format.or(Format::by_name(&image.file));
     let format = match said {
         Some(Format::Qcow2) if looks != Format::Qcow2 => {
             return Err(OpenError::NotQcow2 { file: image.file.clone() });

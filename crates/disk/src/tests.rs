@@ -9,23 +9,23 @@ use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 
-fn folder() -> TempDir {
+pub(crate) fn folder() -> TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
 
 fn image(file: &Path) -> Image {
-    Image { file: file.to_owned(), format: None, read_only: false, snapshot: false }
+    Image::new(file)
 }
 
 /// A raw file with a pattern of its own in each sector.
-fn raw_file(folder: &TempDir, name: &str, sectors: u64) -> PathBuf {
+pub(crate) fn raw_file(folder: &TempDir, name: &str, sectors: u64) -> PathBuf {
     let path = folder.path().join(name);
     let bytes: Vec<u8> = (0..sectors).flat_map(|sector| vec![sector as u8 ^ 0x5a; 512]).collect();
     fs::write(&path, bytes).expect("written");
     path
 }
 
-fn qcow2_file(folder: &TempDir, name: &str, backing: Option<(&str, &str)>) -> PathBuf {
+pub(crate) fn qcow2_file(folder: &TempDir, name: &str, backing: Option<(&str, &str)>) -> PathBuf {
     let path = folder.path().join(name);
     let storage = Storage::create_open(StorageCreateOptions::new().filename(&path)).expect("created");
     let mut builder = Qcow2CreateBuilder::<Storage>::new(storage).size(MIB);
@@ -36,7 +36,7 @@ fn qcow2_file(folder: &TempDir, name: &str, backing: Option<(&str, &str)>) -> Pa
     path
 }
 
-fn sector(layer: &dyn Layer, number: u64) -> u8 {
+pub(crate) fn sector(layer: &dyn Layer, number: u64) -> u8 {
     let mut bytes = [0; 512];
     layer.read(Sector(number), &mut bytes).expect("it can be read");
     assert!(bytes.iter().all(|byte| *byte == bytes[0]), "one pattern a sector");

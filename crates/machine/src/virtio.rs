@@ -5,7 +5,10 @@
 use crate::MachineError;
 use crate::board::{self, Slot};
 use crate::ending::Ending;
-use control::{DiskConfig, DiskFormat, NetBackend, NetConfig};
+use control::{DiskConfig, DiskEncryption, DiskFormat, KeySource, NetBackend, NetConfig};
+use crypt::Method;
+use crypt::plugin::Plugin;
+use crypt::secret::Source;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex};
 use virtio::block::Block;
@@ -64,10 +67,33 @@ fn block(config: &DiskConfig, cpus: u32) -> Result<Block, MachineError> {
         }),
         read_only: config.read_only,
         snapshot: config.snapshot,
+        encryption: config.encryption.as_ref().map(|how| encryption(config, how)).transpose()?,
     })?;
     let rings = u16::try_from(cpus).unwrap_or(MOST_RINGS).min(MOST_RINGS);
     let name = config.file.display().to_string();
     Ok(Block::new(layer, name, config.serial.as_deref().unwrap_or_default(), rings))
+}
+
+/// How a disk is encrypted, in the words of the crates that do it.
+fn encryption(config: &DiskConfig, how: &DiskEncryption) -> Result<disk::Encryption, MachineError> {
+    let source = |key: &KeySource| match key {
+        KeySource::File(path) => Source::File(path.clone()),
+        KeySource::Inherited(number) => Source::Inherited(*number),
+    };
+    let (method, key) = match how {
+        DiskEncryption::Luks { key } => (Method::Luks, key),
+        DiskEncryption::Plain { cipher, key } => {
+            let refused = |source| disk::OpenError::Encrypted { file: config.file.clone(), source };
+            (Method::Plain(cipher.parse().map_err(refused)?), key)
+        }
+        DiskEncryption::Plugin { path, options, key } => {
+            (Method::Plugin(Plugin { path: path.clone(), options: options.clone() }), key)
+        }
+        DiskEncryption::Server { command } => {
+            return Ok(disk::Encryption::Server { command: command.clone() });
+        }
+    };
+    Ok(disk::Encryption::Sectors { method, key: source(key) })
 }
 
 /// Puts one device on PCI.

@@ -122,7 +122,7 @@ fn backed(guests: &Guests) {
     succeeded(&ended);
     assert_eq!(ended.text(), "1\n2\n3\n4\n5\nchanged\n");
     assert!(fs::read(&base).expect("read") == numbers(8 << 20), "the backing file is as it was");
-    let image = Image { file: path.clone(), format: Some(Format::Qcow2), read_only: true, snapshot: false };
+    let image = Image { format: Some(Format::Qcow2), read_only: true, ..Image::new(&path) };
     let layer = disk::open(&image).expect("opened");
     let mut bytes = vec![0; 8 << 20];
     layer.read(Sector(0), &mut bytes).expect("read");

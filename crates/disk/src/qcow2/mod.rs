@@ -8,6 +8,8 @@
 //!
 //! Locks: an `RwLock` around the image, since discarding changes mappings that requests in flight hold; everything else shares.
 
+pub(crate) mod header;
+
 use crate::{DiskError, Format, Layer, LayerInfo, OpenError, SECTOR_BYTES, Sector, host, within};
 use imago::file::File;
 use imago::format::gate::ImplicitOpenGate;
@@ -92,6 +94,11 @@ fn storage(file: host::File) -> io::Result<File> {
 
 fn access(file: host::File, trusted: bool) -> io::Result<FormatAccess<File>> {
     let writable = file.writable;
+    if header::Header::read(&file.file)?.encryption != 0 {
+        return Err(io::Error::other(
+            "it is encrypted in qcow2's own way, which is not supported (a qcow2 image with LUKS in it is)",
+        ));
+    }
     let builder = Image::<File>::builder(storage(file)?).write(writable);
     let image = if trusted {
         builder.open(Chain { left: LONGEST_CHAIN })?
