@@ -27,7 +27,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "machine",
         &["chipset", "control", "crypt", "disk", "engine", "enlightenments", "memory", "net", "virtio", "x86"],
     ),
-    ("ombra", &["control", "engine", "interpreter", "machine", "translator"]),
+    ("ombra", &["control", "crypt", "disk", "engine", "interpreter", "machine", "translator"]),
     // The tests may look everywhere.
     (
         "conformance",

@@ -43,6 +43,9 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run a guest, or one command in a guest
     Run(Box<Run>),
+    /// Make disk images, encrypted ones too, convert them, say what they are
+    #[command(subcommand)]
+    Disk(Box<DiskCommand>),
     /// Say what this host offers: KVM (by running guest code), CPU features, memory, limits
     Doctor,
     /// Used by `doctor`: runs the KVM probe in a process that can be abandoned
@@ -174,6 +177,104 @@ pub(crate) struct Run {
     /// Command to run in the guest, in an initramfs of busybox
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
+}
+
+const AFTER_DISK_HELP: &str = "\
+Examples:
+  ombra disk create data.img 10G
+  ombra disk create data.qcow2 10G
+  ombra disk create top.qcow2 --backing base.qcow2
+  ombra disk create secret.img,encrypt=luks,key-file=secret.key 10G
+  ombra disk convert old.qcow2 new.qcow2,encrypt=luks1,prompt
+  ombra disk info secret.img
+
+FILE is what --disk of `ombra run` takes: FILE[,format=raw|qcow2][,encrypt=luks|luks1|luks2|xts|CIPHER|plugin:PATH][,key-file=PATH|,key-fd=N|,prompt].
+A new file's format is the one that its name's ending says. docs/encryption.md has more.";
+
+/// What `ombra disk` does.
+#[derive(Subcommand, Debug)]
+#[command(after_help = AFTER_DISK_HELP)]
+pub(crate) enum DiskCommand {
+    /// Make an image
+    Create(CreateDisk),
+    /// Copy an image to a new one of another format or encryption
+    Convert(ConvertDisk),
+    /// Say what an image is; with its key, whether that opens it
+    Info(InfoDisk),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CreateDisk {
+    /// The new image: FILE and options as --disk has them
+    #[arg(value_name = "FILE")]
+    pub(crate) disk: Disk,
+    /// What a guest is to have: MiB, or with K, M, G, T
+    #[arg(value_name = "SIZE")]
+    pub(crate) size: Option<Bytes>,
+    /// What shows through a qcow2 image where nothing has been written: FILE[,format=raw|qcow2], relative to the image's folder
+    #[arg(long, value_name = "FILE")]
+    pub(crate) backing: Option<Disk>,
+    #[command(flatten)]
+    pub(crate) make: MakeDisk,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ConvertDisk {
+    /// The image to copy
+    #[arg(value_name = "FROM")]
+    pub(crate) from: Disk,
+    /// The new image
+    #[arg(value_name = "TO")]
+    pub(crate) to: Disk,
+    /// No progress on a terminal
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) make: MakeDisk,
+}
+
+/// How an image is made.
+#[derive(Args, Debug)]
+pub(crate) struct MakeDisk {
+    /// Version of qcow2: 3, or 2 for old readers
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(2..=3))]
+    pub(crate) qcow2_version: u8,
+    /// What encrypts a LUKS disk's sectors [default: aes-xts-plain64]
+    #[arg(long, value_name = "CIPHER")]
+    pub(crate) cipher: Option<String>,
+    /// Bytes of a LUKS2 disk's encrypted sectors [default: 512]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) sector_size: Option<u32>,
+    /// How many milliseconds unlocking a LUKS disk is to take here [default: 2000]
+    #[arg(long, value_name = "MS")]
+    pub(crate) iter_time: Option<u64>,
+    /// Replace a file that is there, or write to a block device
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct InfoDisk {
+    /// The image: FILE and options as --disk has them
+    #[arg(value_name = "FILE")]
+    pub(crate) disk: Disk,
+}
+
+/// An amount in bytes, whole sectors of 512.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Bytes(pub(crate) u64);
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Bytes, String> {
+        match bytes(text) {
+            Some(Some(bytes)) if bytes > 0 => Ok(Bytes(bytes)),
+            Some(Some(_)) => Err("a disk has at least 1K".to_owned()),
+            Some(None) => Err("that is more than 64 bits".to_owned()),
+            None => Err(WANTS_BYTES.to_owned()),
+        }
+    }
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]

@@ -2,7 +2,7 @@
 
 use crate::keys;
 use control::{DiskConfig, DiskEncryption, DiskFormat, KeySource};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Bytes of a serial number (VIRTIO 1.2, 5.2.6).
@@ -16,6 +16,24 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
+    /// The image.
+    pub(crate) fn file(&self) -> &Path {
+        &self.config.file
+    }
+
+    /// Its format in the words of `disk`, where it is said.
+    pub(crate) fn format(&self) -> Option<disk::Format> {
+        self.config.format.map(|format| match format {
+            DiskFormat::Raw => disk::Format::Raw,
+            DiskFormat::Qcow2 => disk::Format::Qcow2,
+        })
+    }
+
+    /// How it is encrypted.
+    pub(crate) fn encryption(&self) -> Option<&Encryption> {
+        self.encryption.as_ref()
+    }
+
     /// What the machine is told; asks for a passphrase where it is to be asked for.
     ///
     /// # Errors

@@ -19,6 +19,18 @@ pub(crate) fn ask(file: &Path) -> Result<KeySource> {
     hidden(&format!("Passphrase of {}: ", file.display()))
 }
 
+/// Asks for a new passphrase, twice.
+///
+/// # Errors
+/// As [`ask`]; the two differ.
+pub(crate) fn ask_new(file: &Path) -> Result<KeySource> {
+    let first = read(&format!("New passphrase of {}: ", file.display()))?;
+    if *read("Once more: ")? != *first {
+        bail!("these are two different passphrases");
+    }
+    piped(&first)
+}
+
 fn hidden(prompt: &str) -> Result<KeySource> {
     piped(&read(prompt)?)
 }

@@ -1,6 +1,6 @@
 //! `ombra`: the command line of the virtual machine monitor. Parses flags, has the terminal, ends with the right status.
 //!
-//! Modules: `cli`, `disks`, `keys` and `network` (flags), `run` and `guest` (a guest, and a command in one), `stats` (what was counted), `find`, `modules` and `initramfs` (what the user didn't
+//! Modules: `cli`, `disks`, `keys` and `network` (flags), `run` and `guest` (a guest, and a command in one), `stats` (what was counted), `images` (`ombra disk`), `find`, `modules` and `initramfs` (what the user didn't
 //! bring), `terminal`, `doctor`. What the machine consists of is `machine`'s business.
 
 mod cli;
@@ -8,6 +8,7 @@ mod disks;
 mod doctor;
 mod find;
 mod guest;
+mod images;
 mod initramfs;
 mod keys;
 mod modules;
@@ -39,6 +40,10 @@ fn main() -> ExitCode {
         cli::Command::Run(flags) => {
             watch(flags);
             run::run(flags)
+        }
+        cli::Command::Disk(command) => {
+            messages("warn");
+            images::run(command).map(|()| 0)
         }
         cli::Command::Doctor => doctor::run().map(|()| 0),
         cli::Command::KvmProbe => doctor::probe().map(|()| 0),
@@ -84,6 +89,10 @@ fn watch(flags: &cli::Run) {
         (_, true) => "info",
         _ => "warn",
     };
+    messages(level);
+}
+
+fn messages(level: &str) {
     let filter = EnvFilter::try_from_env("OMBRA_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

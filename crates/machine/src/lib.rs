@@ -55,6 +55,7 @@ mod vm;
 
 pub use report::Report;
 pub use streams::{Input, QUEUE_LIMIT, Stream, Streams};
+pub use virtio::image;
 pub use vm::{Handle, Machine, Outcome};
 
 use std::path::PathBuf;

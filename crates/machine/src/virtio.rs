@@ -59,7 +59,18 @@ fn mac(config: &NetConfig, number: usize) -> [u8; 6] {
 
 /// A disk, opened.
 fn block(config: &DiskConfig, cpus: u32) -> Result<Block, MachineError> {
-    let layer = disk::open(&disk::Image {
+    let layer = disk::open(&image(config)?)?;
+    let rings = u16::try_from(cpus).unwrap_or(MOST_RINGS).min(MOST_RINGS);
+    let name = config.file.display().to_string();
+    Ok(Block::new(layer, name, config.serial.as_deref().unwrap_or_default(), rings))
+}
+
+/// What a disk's configuration means to `disk`.
+///
+/// # Errors
+/// A cipher that isn't known.
+pub fn image(config: &DiskConfig) -> Result<disk::Image, MachineError> {
+    Ok(disk::Image {
         file: config.file.clone(),
         format: config.format.map(|format| match format {
             DiskFormat::Raw => disk::Format::Raw,
@@ -68,10 +79,7 @@ fn block(config: &DiskConfig, cpus: u32) -> Result<Block, MachineError> {
         read_only: config.read_only,
         snapshot: config.snapshot,
         encryption: config.encryption.as_ref().map(|how| encryption(config, how)).transpose()?,
-    })?;
-    let rings = u16::try_from(cpus).unwrap_or(MOST_RINGS).min(MOST_RINGS);
-    let name = config.file.display().to_string();
-    Ok(Block::new(layer, name, config.serial.as_deref().unwrap_or_default(), rings))
+    })
 }
 
 /// How a disk is encrypted, in the words of the crates that do it.
