@@ -25,7 +25,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     // Never an engine: it holds an `Arc<dyn Engine>` that the binary makes.
     (
         "machine",
-        &["chipset", "control", "crypt", "disk", "engine", "enlightenments", "memory", "net", "virtio", "x86"],
+        &[
+            "chipset",
+            "control",
+            "crypt",
+            "disk",
+            "engine",
+            "enlightenments",
+            "memory",
+            "net",
+            "virtio",
+            "x86",
+        ],
     ),
     ("ombra", &["control", "crypt", "disk", "engine", "interpreter", "machine", "translator"]),
     // The tests may look everywhere.
