@@ -13,7 +13,7 @@ use crate::tlb::Dropped;
 use crate::vcpu::InterpretedVcpu;
 use crate::walk::{Actor, Intent};
 use engine::{Counters, EngineError, Exit, Groups, Kicker, Platform, Setup, Vcpu, VcpuId};
-use memory::RamOffset;
+use memory::{GuestMemory, RamOffset};
 use x86::state::{VectorState, seg};
 use x86::{CpuState, Rflags};
 
@@ -72,6 +72,12 @@ impl Core {
 
     fn cpu(&mut self) -> &mut Cpu {
         &mut self.vcpu.cpu
+    }
+
+    /// Guest memory, as this vCPU's party: what either engine derives is told to one inbox.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemory {
+        &self.vcpu.cpu.memory
     }
 
     /// The kicker.

@@ -154,7 +154,7 @@ impl Cpu {
             segment_base: [0; 8],
             segment_fast: [0; 8],
             tlb: Tlb::new(),
-            memory: setup.memory.clone(),
+            memory: setup.memory.new_party(),
             code_size: CodeSize::Bits16,
             long_mode: false,
             protected: false,

@@ -15,7 +15,7 @@ pub struct Report {
     pub vcpus: usize,
     /// How long the run took.
     pub elapsed: Duration,
-    /// What the vCPUs have counted, added up.
+    /// What the vCPUs have counted, added up; and the memory.
     pub counters: Counters,
     /// Bytes of memory that back guest RAM, where the host tells.
     pub ram_bytes: Option<u64>,
@@ -35,6 +35,17 @@ pub(crate) fn collect<'a>(
         counters.merge(&vcpu.counters());
         counters.merge(&platform);
         count += 1;
+    }
+    let traces = memory.trace_counts();
+    let everybody = traces.parties * traces.events.iter().sum::<u64>();
+    for (name, count) in [
+        ("events_by_vcpus", traces.events[0]),
+        ("events_by_devices", traces.events[1]),
+        ("notices", traces.notices),
+        ("notices_if_all_were_told", everybody),
+        ("guards_asked", traces.asked),
+    ] {
+        counters.add("traces", name, count);
     }
     let ram_bytes = memory.resident();
     let beside_ram_bytes = memory::resident_in_all().zip(ram_bytes).map(|(all, ram)| all.saturating_sub(ram));

@@ -11,7 +11,7 @@
 //! Locks: the list of writers, a leaf, never held while waiting.
 
 use crate::log::PageLog;
-use std::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, Ordering, fence, wait};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// One party with host addresses. Belongs to a vCPU's thread; others only look.
@@ -76,7 +76,7 @@ impl Directs {
 
     /// Returns when every writer that is running now has stopped once.
     pub(crate) fn await_all(&self) {
-        std::sync::atomic::fence(Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         let writers: Vec<_> = {
             let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
             writers.iter().filter_map(Weak::upgrade).collect()
@@ -88,8 +88,8 @@ impl Directs {
                 if turns.is_multiple_of(64) {
                     (writer.interrupt)();
                 }
+                wait(turns);
                 turns += 1;
-                if turns < 100 { std::hint::spin_loop() } else { std::thread::yield_now() }
             }
         }
     }

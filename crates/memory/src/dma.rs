@@ -9,7 +9,7 @@
 //!
 //! Threads: any number at once. No locks.
 
-use crate::{GuestMemory, RamOffset, Region};
+use crate::{GuestMemory, RamOffset, Region, Writer};
 use std::fmt;
 use vm_memory::bitmap::{BS, Bitmap, BitmapSlice, WithBitmapSlice};
 use vm_memory::{
@@ -84,6 +84,8 @@ impl GuestMemoryRegion for DmaRegion {
             return Err(GuestMemoryError::InvalidBackendAddress);
         }
         let notice = self.slice_at(offset.0 as usize);
+        // Nobody says whether the slice is for reading or writing.
+        self.memory.ask(notice.from, len, Writer::Device);
         Ok(self.memory.ram.volatile_slice(notice.from, count, notice))
     }
 }
@@ -130,7 +132,7 @@ impl BitmapSlice for Notice<'_> {}
 impl Bitmap for Notice<'_> {
     fn mark_dirty(&self, offset: usize, len: usize) {
         if len > 0 {
-            let _ = self.memory.note(RamOffset(self.from.0 + offset as u64), len as u64);
+            let _ = self.memory.note_by(RamOffset(self.from.0 + offset as u64), len as u64, Writer::Device);
         }
     }
 

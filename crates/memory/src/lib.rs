@@ -15,7 +15,10 @@
 //! by whatever writer - a vCPU, a device, the debugger -, that touches a marked granule advances the generation of
 //! its page and says so to the writer ([`Written::Derived`]). A structure whose remembered generation differs from
 //! the page's is stale: its owner compares the bytes it was made from, and keeps or drops it. Stores to other
-//! granules of the page cost one look at a flag byte.
+//! granules of the page cost one look at a flag byte. Each page has the set of *parties* ([`GuestMemory::new_party`]) that have marked it:
+//! only they are told, each by its own log of pages ([`GuestMemory::written_since`]), whose position is that party's *epoch*.
+//!
+//! Who has to know before a store is made sets a [`Guard`].
 //!
 //! A vCPU that waits for a store to a line uses the same marks ([`LineMonitor`]).
 //!
@@ -29,10 +32,15 @@
 mod direct;
 mod dma;
 mod log;
+#[cfg(test)]
+mod log_tests;
 mod map;
 mod monitor;
+mod page;
 mod raw;
 mod resident;
+mod sync;
+mod traces;
 
 pub use direct::DirectWriter;
 pub use dma::{Dma, DmaRegion, Notice};
@@ -40,8 +48,10 @@ pub use map::{Layout, Region};
 pub use monitor::LineMonitor;
 pub use raw::{Ram, RamOffset, Word};
 pub use resident::{resident_bytes, resident_in_all};
+pub use traces::{Guard, Guarded, TraceCounts, Writer};
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+use page::{GUARDED, PageInfo};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use x86::Gpa;
 use x86::address::PAGE_SIZE;
@@ -84,24 +94,11 @@ pub enum Written {
     Derived,
 }
 
-/// One page's bookkeeping. All zero at first, so untouched pages cost no host memory.
-#[derive(Default)]
-#[repr(C)]
-struct PageInfo {
-    /// Granules something was derived from, one bit each.
-    granules: AtomicU64,
-    /// Those of them whose marking every thread is known to have seen.
-    settled: AtomicU64,
-    /// Advanced by each store to a marked granule.
-    generation: AtomicU32,
-    /// Not zero: a direct writer may look at `granules` before it stores.
-    watched: AtomicU32,
-}
-
-/// The memory of one machine. Cheap to clone; all clones are the same memory.
+/// The memory of one machine. Cheap to clone; all clones are the same memory and the same party.
 #[derive(Clone)]
 pub struct GuestMemory {
     ram: Ram,
+    party: traces::Party,
     /// One byte a page: non-zero where a store must look at `pages`.
     flags: raw::Zeroed<AtomicU8>,
     pages: raw::Zeroed<PageInfo>,
@@ -110,8 +107,8 @@ pub struct GuestMemory {
 
 struct Shared {
     layout: Layout,
-    /// Pages whose generation has advanced, after it has. Its position is the epoch.
-    writes: log::PageLog,
+    /// Who is told of stores.
+    traces: traces::Traces,
     /// Who reads and writes RAM by host address.
     directs: direct::Directs,
     /// Held while marks are made and taken back.
@@ -119,8 +116,6 @@ struct Shared {
     /// Who waits for a store to a line.
     monitors: monitor::Monitors,
 }
-
-const HAS_DERIVED: u8 = 1;
 
 impl GuestMemory {
     /// Maps memory for the given layout.
@@ -131,13 +126,15 @@ impl GuestMemory {
         let bytes = layout.bytes();
         let pages = bytes / PAGE_SIZE;
         let map = |source| MemoryError::Map { bytes, source };
+        let traces = traces::Traces::new();
         Ok(Self {
+            party: traces.last_party(),
             ram: Ram::map(bytes).map_err(map)?,
             flags: raw::Zeroed::map(pages).map_err(map)?,
             pages: raw::Zeroed::map(pages).map_err(map)?,
             shared: Arc::new(Shared {
                 layout,
-                writes: log::PageLog::new(),
+                traces,
                 directs: direct::Directs::new(),
                 marking: Mutex::new(()),
                 monitors: monitor::Monitors::new(),
@@ -168,6 +165,7 @@ impl GuestMemory {
     /// Writes up to 8 bytes within a page.
     #[inline]
     pub fn store<T: Word>(&self, at: RamOffset, value: T) -> Written {
+        self.ask(at, size_of::<T>() as u64, Writer::Cpu);
         self.ram.store(at, value);
         self.note(at, size_of::<T>() as u64)
     }
@@ -175,6 +173,7 @@ impl GuestMemory {
     /// `LOCK CMPXCHG` on 1, 2, 4 or 8 bytes in one page or two that follow each other in RAM; any alignment. Gives the old value and what was hit.
     #[inline]
     pub fn compare_exchange<T: Word>(&self, at: RamOffset, expected: T, new: T) -> (T, Written) {
+        self.ask(at, size_of::<T>() as u64, Writer::Cpu);
         let old = self.ram.compare_exchange(at, expected, new);
         // A failed exchange writes the old value back (SDM 2A CMPXCHG); derived bytes are unchanged by that.
         let written = if old == expected { self.note(at, size_of::<T>() as u64) } else { Written::Plain };
@@ -184,6 +183,7 @@ impl GuestMemory {
     /// `LOCK CMPXCHG16B`; `at` must be 16-byte aligned. Gives the old value and what was hit.
     #[inline]
     pub fn compare_exchange_16(&self, at: RamOffset, expected: u128, new: u128) -> (u128, Written) {
+        self.ask(at, 16, Writer::Cpu);
         let old = self.ram.compare_exchange_16(at, expected, new);
         let written = if old == expected { self.note(at, 16) } else { Written::Plain };
         (old, written)
@@ -198,6 +198,7 @@ impl GuestMemory {
     /// Copies into RAM, to one page or several that neighbour in RAM.
     #[inline]
     pub fn store_bytes(&self, at: RamOffset, from: &[u8]) -> Written {
+        self.ask(at, from.len() as u64, Writer::Cpu);
         self.ram.store_bytes(at, from);
         self.note(at, from.len() as u64)
     }
@@ -205,12 +206,14 @@ impl GuestMemory {
     /// `len` bytes from one place in RAM to another as `REP MOVSB` with DF clear does it: ascending, byte by byte in
     /// effect, also where the ranges overlap.
     pub fn copy_ascending(&self, from: RamOffset, to: RamOffset, len: u64) -> Written {
+        self.ask(to, len, Writer::Cpu);
         self.ram.copy_ascending(from, to, len);
         self.note(to, len)
     }
 
     /// Fills `count` elements, as `REP STOS` with DF clear does it.
     pub fn fill<T: Word>(&self, at: RamOffset, value: T, count: u64) -> Written {
+        self.ask(at, count * size_of::<T>() as u64, Writer::Cpu);
         self.ram.fill(at, value, count);
         self.note(at, count * size_of::<T>() as u64)
     }
@@ -231,7 +234,10 @@ impl GuestMemory {
     /// [`MemoryError::NotRam`] where part of the range isn't RAM; nothing is written then.
     pub fn write(&self, at: Gpa, from: &[u8]) -> Result<(), MemoryError> {
         let to = self.range(at, from.len() as u64)?;
-        let _ = self.store_bytes(to, from);
+        let len = from.len() as u64;
+        self.ask(to, len, Writer::Device);
+        self.ram.store_bytes(to, from);
+        let _ = self.note_by(to, len, Writer::Device);
         Ok(())
     }
 
@@ -241,7 +247,9 @@ impl GuestMemory {
     /// [`MemoryError::NotRam`] where part of the range isn't RAM.
     pub fn zero(&self, at: Gpa, len: u64) -> Result<(), MemoryError> {
         let to = self.range(at, len)?;
-        let _ = self.fill(to, 0u8, len);
+        self.ask(to, len, Writer::Device);
+        self.ram.fill(to, 0u8, len);
+        let _ = self.note_by(to, len, Writer::Device);
         Ok(())
     }
 
@@ -258,7 +266,7 @@ impl GuestMemory {
             self.mark_granules(at, mask);
             let generation = info.generation.load(Ordering::Acquire);
             // Marks that were taken back before the generation was read would not be missed by it.
-            if info.settled.load(Ordering::Acquire) & mask == mask {
+            if info.is_settled(mask) {
                 return generation;
             }
         }
@@ -269,42 +277,86 @@ impl GuestMemory {
     pub fn mark_granules(&self, at: RamOffset, mask: u64) {
         let frame = at.frame();
         let info = self.pages.at(frame);
-        // Another thread's mark alone is not enough: its barrier must be over too.
-        if info.settled.load(Ordering::Acquire) & mask == mask {
+        // Another thread's mark alone is not enough: its barrier must be over too. The same goes for a bit that others have.
+        let settled = info.is_settled(mask);
+        if settled && !self.party.shared && info.tells(self.party.bit) {
             return;
         }
         let _order = self.order_marks();
-        info.granules.fetch_or(mask, Ordering::SeqCst);
-        self.flags.at(frame).store(HAS_DERIVED, Ordering::SeqCst);
+        info.announce(self.flags.at(frame), mask, self.party.bit);
         if info.settled.load(Ordering::Acquire) == 0 {
             self.shared.directs.mark(frame);
-        } else if info.watched.load(Ordering::SeqCst) != 0 {
+        } else if !settled && info.watched.load(Ordering::SeqCst) != 0 {
             // Direct writers look first and store then. Either one looks after this thread has looked at `watched`, and sees the
             // mark, or it is running here, and has stored when it is seen not to.
             self.shared.directs.await_all();
         }
         // A writer stores and then looks at the flag, without a fence between. This barrier, run on all threads of the
-        // process, makes sure that a store that did not see the flag is visible to the reads that follow here.
+        // process, makes sure that a store that did not see flag, mark or party is visible to the reads that follow here.
         raw::process_barrier();
-        info.settled.fetch_or(mask, Ordering::Release);
+        info.settle(mask);
     }
 
-    /// Takes back marks of the page at `at`, one bit for each granule, whoever made them. This counts as a write to the page: who
-    /// still depends on it has to mark again before comparing bytes.
-    pub fn unmark_derived(&self, at: RamOffset, mask: u64) {
+    /// Takes back marks of the page at `at`, one bit for each granule, whoever made them; guarded ones stay. This counts as a write to
+    /// the page: all that have marked it are told, and who still depends on it has to mark again before comparing bytes. Says whether
+    /// this party was told, too.
+    pub fn unmark_derived(&self, at: RamOffset, mask: u64) -> bool {
         let frame = at.frame();
         let info = self.pages.at(frame);
-        {
+        let told = {
             let _order = self.order_marks();
-            let left = info.granules.fetch_and(!mask, Ordering::SeqCst) & !mask;
-            info.settled.fetch_and(!mask, Ordering::SeqCst);
-            if left == 0 {
-                self.flags.at(frame).store(0, Ordering::SeqCst);
-            }
-        }
+            let told = info.parties.load(Ordering::SeqCst);
+            self.clear_marks(frame, mask);
+            told
+        };
         info.generation.fetch_add(1, Ordering::SeqCst);
-        self.shared.writes.push(frame);
+        self.shared.traces.tell(frame, told);
         self.shared.monitors.hit(frame, mask);
+        told & self.party.bit != 0
+    }
+
+    /// This party depends on nothing in the page at `at` any more and isn't told of it; marks that are nobody's then are taken back.
+    /// For this party it counts as a write, as [`unmark_derived`](Self::unmark_derived) does for all: what it still has of the
+    /// page after all has to be marked again. False: others depend on the page, its marks stay.
+    pub fn leave_page(&self, at: RamOffset) -> bool {
+        let frame = at.frame();
+        let info = self.pages.at(frame);
+        let alone = {
+            let _order = self.order_marks();
+            // A bit that others have, too, stays until nobody can have it.
+            let alone = info.parties.load(Ordering::SeqCst) & !self.party.bit == 0;
+            if alone {
+                self.clear_marks(frame, u64::MAX);
+            } else if !self.party.shared {
+                info.parties.fetch_and(!self.party.bit, Ordering::SeqCst);
+            }
+            alone
+        };
+        info.generation.fetch_add(1, Ordering::SeqCst);
+        self.shared.traces.tell(frame, self.party.bit);
+        if alone {
+            self.shared.monitors.hit(frame, u64::MAX);
+        }
+        alone
+    }
+
+    /// Takes back marks of a page but for guarded granules. Changes of marks are locked out.
+    fn clear_marks(&self, frame: u64, mask: u64) {
+        let info = self.pages.at(frame);
+        let flags = self.flags.at(frame);
+        let guarded =
+            if flags.load(Ordering::SeqCst) & GUARDED != 0 { self.shared.traces.guarded(frame) } else { 0 };
+        info.clear(flags, mask, guarded);
+    }
+
+    fn set_guarded(&self, frame: u64, guarded: bool) {
+        let _order = self.order_marks();
+        let flags = self.flags.at(frame);
+        if guarded {
+            flags.fetch_or(GUARDED, Ordering::SeqCst);
+        } else {
+            flags.fetch_and(!GUARDED, Ordering::SeqCst);
+        }
     }
 
     /// The granules of the page at `at` that something is derived from, one bit each.
@@ -336,24 +388,25 @@ impl GuestMemory {
         self.pages.at(at.frame()).generation.load(Ordering::Acquire)
     }
 
-    /// Changes whenever any page's generation does: as long as it stands, no generation need be looked at.
+    /// Changes whenever the generation of a page does that this party has marked: as long as it stands, no generation need be looked
+    /// at.
     #[inline]
     #[must_use]
     pub fn epoch(&self) -> u64 {
-        self.shared.writes.position()
+        self.party.inbox.position()
     }
 
     /// Host address of the eight bytes that [`epoch`](Self::epoch) reads, for translated code. Valid while any clone of this memory
     /// exists.
     #[must_use]
     pub fn epoch_address(&self) -> u64 {
-        self.shared.writes.address()
+        self.party.inbox.address()
     }
 
-    /// Gives the pages (numbers as of [`RamOffset::frame`]) whose generation has advanced since the epoch `seen` to `each`,
-    /// and sets `seen` to the present epoch. False: there were too many, any page's may have.
+    /// Gives the pages (numbers as of [`RamOffset::frame`]) this party has marked whose generation has advanced since the epoch
+    /// `seen` to `each`, and sets `seen` to the present epoch. False: there were too many, any page's may have.
     pub fn written_since(&self, seen: &mut u64, each: impl FnMut(u64)) -> bool {
-        self.shared.writes.read(seen, each)
+        self.party.inbox.read(seen, each)
     }
 
     /// Host address of the RAM byte at `at`, for translated code. The rest of its page follows it. Reads and writes by this
@@ -402,36 +455,51 @@ impl GuestMemory {
         self.shared.directs.position()
     }
 
+    /// Before a store: asks who guards the bytes.
+    #[inline]
+    fn ask(&self, at: RamOffset, len: u64, by: Writer) {
+        let is_plain = self.flags.at(at.frame()).load(Ordering::Relaxed) & GUARDED == 0;
+        if !(is_plain && at.offset_in_page() + len <= PAGE_SIZE) {
+            self.ask_slow(at, len, by);
+        }
+    }
+
+    #[cold]
+    fn ask_slow(&self, at: RamOffset, len: u64, by: Writer) {
+        for (part, len) in by_page(at, len) {
+            if self.flags.at(part.frame()).load(Ordering::Relaxed) & GUARDED != 0 {
+                self.shared.traces.ask(part, len, by);
+            }
+        }
+    }
+
+    /// After a store: tells who depends on the bytes.
     #[inline]
     fn note(&self, at: RamOffset, len: u64) -> Written {
+        self.note_by(at, len, Writer::Cpu)
+    }
+
+    #[inline]
+    fn note_by(&self, at: RamOffset, len: u64, by: Writer) -> Written {
         let first = at.frame();
         if self.flags.at(first).load(Ordering::Relaxed) == 0 && at.offset_in_page() + len <= PAGE_SIZE {
             return Written::Plain;
         }
-        self.note_slow(at, len)
+        self.note_slow(at, len, by)
     }
 
     #[cold]
-    fn note_slow(&self, at: RamOffset, len: u64) -> Written {
+    fn note_slow(&self, at: RamOffset, len: u64, by: Writer) -> Written {
         let mut written = Written::Plain;
-        let end = at.0 + len;
-        let mut from = at.0;
-        while from < end {
-            let page = from & !(PAGE_SIZE - 1);
-            let to = end.min(page + PAGE_SIZE);
-            let frame = page / PAGE_SIZE;
-            if self.flags.at(frame).load(Ordering::Relaxed) != 0 {
-                let mask = granules(RamOffset(from), to - from);
-                let info = self.pages.at(frame);
-                if info.granules.load(Ordering::Relaxed) & mask != 0 {
-                    fence(Ordering::Release);
-                    info.generation.fetch_add(1, Ordering::Release);
-                    self.shared.writes.push(frame);
-                    self.shared.monitors.hit(frame, mask);
-                    written = Written::Derived;
-                }
+        for (part, len) in by_page(at, len) {
+            let frame = part.frame();
+            let mask = granules(part, len);
+            if let Some(parties) = self.pages.at(frame).hit(self.flags.at(frame), mask) {
+                self.shared.traces.count_event(by);
+                self.shared.traces.tell(frame, parties);
+                self.shared.monitors.hit(frame, mask);
+                written = Written::Derived;
             }
-            from = to;
         }
         written
     }
@@ -441,6 +509,18 @@ impl GuestMemory {
     pub fn resident(&self) -> Option<u64> {
         self.ram.resident()
     }
+}
+
+/// The parts of `len` bytes at `at` that lie in one page each.
+fn by_page(at: RamOffset, len: u64) -> impl Iterator<Item = (RamOffset, u64)> {
+    let end = at.0 + len;
+    let mut from = at.0;
+    std::iter::from_fn(move || {
+        let to = end.min((from & !(PAGE_SIZE - 1)) + PAGE_SIZE);
+        let part = (from < end).then_some((RamOffset(from), to - from));
+        from = to;
+        part
+    })
 }
 
 /// The granules of one page that `len` bytes at `at` touch, one bit each; what lies beyond the page is left out.

@@ -3,9 +3,8 @@
 //! Bounded: who falls behind by more than [`SLOTS`] entries learns only that. No locks. A writer takes a number and then fills
 //! its slot, so a reader may have to wait for the few instructions between.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, LOG_SLOTS as SLOTS, Ordering, wait};
 
-const SLOTS: usize = 1024;
 /// A slot holds the entry's page in the low bits and its number, cut short, above them, so that an empty or old slot
 /// isn't taken for the entry.
 const PAGE_BITS: u32 = 40;
@@ -18,7 +17,7 @@ pub(crate) struct PageLog {
 impl PageLog {
     pub(crate) fn new() -> Self {
         // No slot is valid for number 0 .. SLOTS: their tags would have to be `number + 1`.
-        Self { next: AtomicU64::new(0), slots: [const { AtomicU64::new(0) }; SLOTS] }
+        Self { next: AtomicU64::new(0), slots: std::array::from_fn(|_| AtomicU64::new(0)) }
     }
 
     /// How many entries there have been.
@@ -54,7 +53,7 @@ impl PageLog {
                 if self.position() - number > SLOTS as u64 {
                     return false;
                 }
-                std::hint::spin_loop();
+                wait(0);
             };
             each(value & ((1 << PAGE_BITS) - 1));
         }
@@ -64,53 +63,4 @@ impl PageLog {
 
 fn slot(number: u64, page: u64) -> u64 {
     (number + 1) << PAGE_BITS | page
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_reader_sees_every_entry_once() {
-        let log = PageLog::new();
-        let mut seen = 0;
-        let mut all = Vec::new();
-        log.push(7);
-        log.push(0);
-        assert!(log.read(&mut seen, |page| all.push(page)));
-        assert!(log.read(&mut seen, |page| all.push(page)));
-        log.push(9);
-        assert!(log.read(&mut seen, |page| all.push(page)));
-        assert_eq!(all, [7, 0, 9]);
-        assert_eq!(seen, log.position());
-    }
-
-    #[test]
-    fn who_is_too_late_learns_it() {
-        let log = PageLog::new();
-        let mut seen = 0;
-        for page in 0..=SLOTS as u64 {
-            log.push(page);
-        }
-        assert!(!log.read(&mut seen, |_| {}));
-        log.push(3);
-        let mut all = Vec::new();
-        assert!(log.read(&mut seen, |page| all.push(page)));
-        assert_eq!(all, [3]);
-    }
-
-    #[test]
-    fn writers_on_several_threads_lose_nothing() {
-        let log = PageLog::new();
-        std::thread::scope(|scope| {
-            for first in [0, 1000] {
-                let log = &log;
-                scope.spawn(move || (first..first + 300).for_each(|page| log.push(page)));
-            }
-        });
-        let (mut seen, mut all) = (0, Vec::new());
-        assert!(log.read(&mut seen, |page| all.push(page)));
-        all.sort_unstable();
-        assert_eq!(all, (0..300).chain(1000..1300).collect::<Vec<_>>());
-    }
 }

@@ -1,6 +1,6 @@
 //! Guest memory through its public face: accesses, bounds, and what derived structures see.
 
-use memory::{GuestMemory, Layout, MemoryError, RamOffset, Region, Written};
+use memory::{Dma, GuestMemory, Layout, MemoryError, RamOffset, Region, Writer, Written};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
@@ -159,7 +159,9 @@ fn a_monitor_is_woken_once_by_the_first_store_to_its_line_by_anybody() {
         },
         |memory| memory.write(Gpa(0x1060), &[1]).expect("RAM"),
         // Whoever takes the mark back ends the watch.
-        |memory| memory.unmark_derived(RamOffset(0x1000), 0b10),
+        |memory| {
+            memory.unmark_derived(RamOffset(0x1000), 0b10);
+        },
     ];
     for (number, store) in (1..).zip(stores) {
         monitor.arm(line);
@@ -236,4 +238,89 @@ fn no_store_of_another_thread_is_missed() {
             let _ = memory.store(back, round);
         }
     });
+}
+
+#[test]
+fn only_parties_that_marked_a_page_are_told_of_it() {
+    let memory = memory();
+    let (first, second, third) = (memory.new_party(), memory.new_party(), memory.new_party());
+    let (page, other) = (RamOffset(0x1000), RamOffset(0x2000));
+    first.mark_derived(page, 64);
+    second.mark_derived(page, 64);
+    second.mark_derived(other, 64);
+    let before = [&first, &second, &third].map(GuestMemory::epoch);
+    let told = || -> u64 {
+        let now = [&first, &second, &third].map(GuestMemory::epoch);
+        now.iter().zip(before).map(|(now, before)| now - before).sum()
+    };
+    let counts = memory.trace_counts();
+    assert_eq!(third.store(page, 1u8), Written::Derived);
+    assert_eq!(told(), 2);
+    memory.write(Gpa(0x2000), &[1]).expect("RAM");
+    assert_eq!(told(), 3);
+    let now = memory.trace_counts();
+    assert_eq!((now.events, now.notices - counts.notices), ([counts.events[0] + 1, counts.events[1] + 1], 3));
+    // Who has left hears no more of it, but for its own leaving.
+    assert!(!second.leave_page(page));
+    let mut seen = second.epoch();
+    let _ = memory.store(page, 2u8);
+    assert!(second.written_since(&mut seen, |page| panic!("told of page {page}")));
+    assert!(first.leave_page(page));
+    assert_eq!(memory.store(page, 3u8), Written::Plain);
+    assert!(!memory.is_derived(page) && memory.is_derived(other));
+}
+
+#[test]
+fn more_parties_than_inboxes_are_told_too_much_and_never_too_little() {
+    let memory = memory();
+    let parties: Vec<_> = (0..100).map(|_| memory.new_party()).collect();
+    for (number, party) in parties.iter().enumerate() {
+        party.mark_derived(RamOffset(0x1000), 64);
+        let mut seen = party.epoch();
+        let _ = memory.store(RamOffset(0x1000), number as u8);
+        let mut pages = Vec::new();
+        assert!(party.written_since(&mut seen, |page| pages.push(page)));
+        assert_eq!(pages, [1]);
+    }
+}
+
+/// Keeps what a page held before it was first written.
+struct Keeper {
+    memory: GuestMemory,
+    kept: Mutex<Vec<(u64, u8, Writer)>>,
+}
+
+impl memory::Guard for Keeper {
+    fn before_store(&self, at: RamOffset, _: u64, by: Writer) {
+        let old = self.memory.load::<u8>(at);
+        self.kept.lock().expect("no panic").push((at.0, old, by));
+    }
+}
+
+#[test]
+fn a_guard_sees_memory_as_it_was_before_any_writer() {
+    use vm_memory::{Bytes, GuestAddress};
+    let memory = memory();
+    let _ = memory.store(RamOffset(0x1000), 7u8);
+    let keeper = Arc::new(Keeper { memory: memory.clone(), kept: Mutex::default() });
+    let guarded = memory.guard(RamOffset(0x1000), 64, keeper.clone());
+    let party = memory.new_party();
+    party.mark_derived(RamOffset(0x1000), 4096);
+    assert_eq!(memory.store(RamOffset(0x1040), 1u8), Written::Derived, "beside it");
+    assert_eq!(memory.store(RamOffset(0x1000), 8u8), Written::Derived);
+    let _ = memory.compare_exchange(RamOffset(0x1000), 8u8, 9);
+    let _ = memory.fill(RamOffset(0x0ff8), 10u64, 2);
+    memory.write(Gpa(0x1000), &[11]).expect("RAM");
+    Dma::new(&memory).write_obj(12u8, GuestAddress(0x1000)).expect("RAM");
+    let kept = std::mem::take(&mut *keeper.kept.lock().expect("no panic"));
+    let cpu = [7, 8, 9].map(|old| (0x1000, old, Writer::Cpu));
+    let device = [10, 11].map(|old| (0x1000, old, Writer::Device));
+    assert_eq!(kept, [&cpu[..], &device[..]].concat());
+    // Nobody but its owner takes a guard away.
+    memory.unmark_derived(RamOffset(0x1000), u64::MAX);
+    let _ = memory.store(RamOffset(0x1000), 13u8);
+    assert_eq!(keeper.kept.lock().expect("no panic").len(), 1);
+    drop(guarded);
+    assert_eq!(memory.store(RamOffset(0x1000), 14u8), Written::Plain);
+    assert_eq!(keeper.kept.lock().expect("no panic").len(), 1);
 }

@@ -76,7 +76,6 @@ impl TranslatedVcpu {
         checker: Option<Checker>,
     ) -> Result<Self, EngineError> {
         let host = |what| move |source| EngineError::Host { what, source };
-        let memory = setup.memory.clone();
         let fsgsbase = !options.without.fsgsbase && enter::has_fsgsbase();
         let features = Features {
             rdtscp: setup.cpuid.stored(0x8000_0001, 0).edx >> 27 & 1 != 0,
@@ -84,6 +83,7 @@ impl TranslatedVcpu {
             crossing: fsgsbase,
         };
         let core = Core::new(id, setup)?;
+        let memory = core.memory().clone();
         let kicker = core.kicker();
         let shared = Shared::new().map_err(host("memory for a vCPU"))?;
         let mut context = ContextCell::new(&shared);
@@ -441,10 +441,13 @@ impl TranslatedVcpu {
             }
             let vain = memory.marked_granules(at) & !held;
             if often && vain != 0 {
-                memory.unmark_derived(at, vain);
-                own += 1;
-                if held == 0 {
-                    self.filler.allow_writing(frame);
+                if held != 0 {
+                    own += u64::from(memory.unmark_derived(at, vain));
+                } else {
+                    own += 1;
+                    if memory.leave_page(at) {
+                        self.filler.allow_writing(frame);
+                    }
                 }
             }
         }
