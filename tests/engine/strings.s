@@ -752,3 +752,24 @@ again:  xor     ebx, ebx
         lea     rdi, [rdi - 16]
         jmp     again
 end:    hlt
+
+#: case    an iteration after which the handler returns with RF: the flag lasts to the end, and no longer
+#: manual  SDM 3B 17.3.1.1
+#: mode    long
+#: dword   DATA = 0x11223344
+#: expect  rcx = 0, rsi = DATA + 300, rdi = DATA + 304, eax = 0x11223344, ebx = 2
+        mov     rdx, rsp
+        push    DATA64
+        push    rdx
+        push    RF | 2
+        push    CODE64
+        push    offset again
+        mov     esi, DATA
+        mov     edi, DATA + 4
+        mov     ecx, 300
+        iretq
+again:  rep movsb
+        pushfq
+        pop     rbx
+        mov     eax, [DATA + 300]
+        hlt

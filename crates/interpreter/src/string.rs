@@ -98,7 +98,9 @@ fn string<B: Body, W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> S
     }
     // A count of 32 bits is zero-extended even if nothing happens or the first iteration faults.
     cpu.regs[gpr::RCX] = run.extended(cpu.regs[gpr::RCX]);
-    let careful = cpu.special != 0;
+    // Breakpoints and traps are between iterations, too. RF, which a handler's IRET sets where an iteration has faulted, and shadows
+    // last to the instruction's end.
+    let careful = cpu.special & !(special::RESUME | special::SHADOW) != 0;
     let flags = cpu.flags;
     let mut stretch = 0;
     loop {
