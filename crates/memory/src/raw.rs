@@ -7,7 +7,7 @@
 
 #![expect(unsafe_code, reason = "this is the one place where guest bytes are touched")]
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use std::arch::asm;
 use std::io;
 use std::ptr::{NonNull, null_mut};
@@ -109,10 +109,16 @@ word!(u16, reg, ":x", "word", "ax", "stosw");
 word!(u32, reg, ":e", "dword", "eax", "stosd");
 word!(u64, reg, ":r", "qword", "rax", "stosq");
 
-/// An anonymous mapping, unmapped on drop.
+/// Bytes of a huge page of the host.
+const HUGE: usize = 2 << 20;
+
+/// An anonymous mapping, unmapped on drop. Large ones begin at a huge page and may be backed by such: that saves faults of
+/// the host, and entries of its TLB at each access of the guest.
 struct Mapping {
     base: NonNull<u8>,
-    len: usize,
+    /// What is mapped: `base` lies in it.
+    start: NonNull<u8>,
+    mapped: usize,
 }
 
 // SAFETY: the mapping is owned memory without thread affinity.
@@ -123,24 +129,33 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     fn new(len: u64) -> io::Result<Self> {
         let len = usize::try_from(len.max(1)).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let spare = if len >= HUGE { HUGE } else { 0 };
+        let mapped = len.checked_add(spare).ok_or(io::ErrorKind::OutOfMemory)?;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice aliases nothing.
-        let base = unsafe {
+        let start = unsafe {
             mmap_anonymous(
                 null_mut(),
-                len,
+                mapped,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )?
         };
-        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { base, len })
+        let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let before = if spare > 0 { start.as_ptr().align_offset(HUGE) } else { 0 };
+        // SAFETY: `spare` bytes more than `len` are mapped.
+        let base = unsafe { start.add(before) };
+        if spare > 0 {
+            // SAFETY: advice about memory that was just mapped. A host without huge pages refuses it, and nothing is lost.
+            let _ = unsafe { madvise(base.as_ptr().cast(), len, Advice::LinuxHugepage) };
+        }
+        Ok(Self { base, start, mapped })
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: `new` mapped exactly this range, and nobody can hold a pointer into it any more.
-        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.mapped) };
     }
 }
 
