@@ -32,7 +32,8 @@ usage: cargo xtask COMMAND
     --engine NAME       on this engine of Ombra (default auto)
     --cpus N            vCPUs, each with a load of its own (default 1)
   bench [FLAGS]         guests/bench natively, on Ombra's engines and under qemu-system-x86_64 (TCG), in turn; a table
-    --only NAME         a workload or group (integer, memory, vector, kernel, switches, atomics, code, programs); may be repeated
+    --only NAME         a workload or group (integer, memory, vector, kernel, switches, storms, scaling, atomics, code,
+                        programs); may be repeated
     --rounds N          rounds through all of them (default 3)
     --engine NAME       an engine of Ombra (default all); may be repeated
     --no-native, --no-ombra, --no-tcg

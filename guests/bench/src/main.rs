@@ -9,7 +9,7 @@
 //! A line for each workload, `NAME ITERATIONS NANOSECONDS CHECKSUM` (decimal, decimal, hexadecimal), the median of its
 //! repetitions; or `NAME skipped WHY`, or `NAME failed WHY`. The checksum depends on the workload and its iterations alone.
 //!
-//! Threads: one, but in the workload `futex`.
+//! Threads: one, but in the workload `futex` and those of the groups `storms` and `scaling`.
 
 mod atomics;
 mod code;
@@ -18,6 +18,7 @@ mod kernel;
 mod memory;
 mod programs;
 mod raw;
+mod storms;
 mod switch;
 mod vector;
 mod workload;
@@ -101,6 +102,7 @@ fn all() -> impl Iterator<Item = &'static Workload> {
         vector::WORKLOADS,
         kernel::WORKLOADS,
         switch::WORKLOADS,
+        storms::WORKLOADS,
         atomics::WORKLOADS,
         code::WORKLOADS,
         programs::WORKLOADS,

@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::io;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Workloads that are judged together.
@@ -13,6 +14,8 @@ pub(crate) enum Group {
     Vector,
     Kernel,
     Switches,
+    Storms,
+    Scaling,
     Atomics,
     Code,
     Programs,
@@ -26,6 +29,8 @@ impl Group {
             Group::Vector => "vector",
             Group::Kernel => "kernel",
             Group::Switches => "switches",
+            Group::Storms => "storms",
+            Group::Scaling => "scaling",
             Group::Atomics => "atomics",
             Group::Code => "code",
             Group::Programs => "programs",
@@ -41,6 +46,8 @@ pub(crate) enum Needs {
     Aes,
     Sha,
     Avx2,
+    /// A second processor.
+    TwoCpus,
     /// A program, by its path.
     File(&'static str),
 }
@@ -57,6 +64,9 @@ impl Needs {
                 (is_x86_feature_detected!("sha") && ssse3, "SHA-NI")
             }
             Needs::Avx2 => (is_x86_feature_detected!("avx2"), "AVX2"),
+            Needs::TwoCpus => {
+                (thread::available_parallelism().is_ok_and(|count| count.get() > 1), "second processor")
+            }
             Needs::File(path) => (Path::new(path).exists(), path),
         };
         (!there).then(|| format!("no {name}"))

@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: guests/bench natively, on each engine of Ombra and under QEMU's TCG, in turn; medians and ratios.
 //!
 //! Every monitor boots the same kernel with the same initramfs once a round and runs all workloads in that boot; programs of
-//! Debian run in a second boot, from an initramfs that has them. Rounds go through all monitors, so that a load on the
+//! Debian run in a boot of their own, from an initramfs that has them, and what wants two vCPUs in another. Rounds go through all monitors, so that a load on the
 //! host falls on all. The same work has the same checksum everywhere, or the bench fails.
 //!
 //! `program` builds what runs, `monitor` knows the command lines, `session` runs one and reads its lines, `results` keeps
@@ -215,7 +215,11 @@ fn measure(
                 results.add(number, &monitor.name, &name, outcome);
             }
             if let Some(problem) = session.problem {
-                let what = if part == Part::Programs { "with programs" } else { "with workloads" };
+                let what = match part {
+                    Part::Plain => "with workloads",
+                    Part::TwoCpus => "with two vCPUs",
+                    Part::Programs => "with programs",
+                };
                 results.problems.push(format!("{}, round {round}, {what}: {problem}", monitor.name));
             }
         }

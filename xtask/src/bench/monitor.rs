@@ -17,6 +17,8 @@ const SLOW: (f64, f64) = (0.02, 0.1);
 pub(crate) enum Part {
     /// guests/bench alone.
     Plain,
+    /// guests/bench alone, with two vCPUs.
+    TwoCpus,
     /// Debian's programs.
     Programs,
 }
@@ -84,13 +86,14 @@ impl Monitor {
     /// This part can't run here.
     pub(crate) fn command(&self, files: &Files, part: Part, words: &[String]) -> Result<Command> {
         let programs = match part {
-            Part::Plain => None,
+            Part::Plain | Part::TwoCpus => None,
             Part::Programs => Some(files.programs.as_ref().context("there is no root file system of them")?),
         };
         let (initramfs, memory) = match programs {
             Some((archive, _)) => (archive, "2G"),
             None => (&files.archive, "512M"),
         };
+        let cpus = if part == Part::TwoCpus { "2" } else { "1" };
         let cmdline = format!("{CMDLINE}{}", words.join(" "));
         let command = match self.kind {
             Kind::Native => match programs {
@@ -103,7 +106,8 @@ impl Monitor {
             },
             Kind::Ombra => {
                 let mut command = Command::new(&files.binary);
-                command.args(["run", "--engine", &self.name, "--memory", memory, "--no-reboot", "--kernel"]);
+                command.args(["run", "--engine", &self.name, "--cpus", cpus, "--memory", memory]);
+                command.args(["--no-reboot", "--kernel"]);
                 command.arg(&files.kernel).arg("--initramfs").arg(initramfs).arg("--cmdline").arg(cmdline);
                 command
             }
@@ -111,7 +115,7 @@ impl Monitor {
                 let mut command = Command::new("qemu-system-x86_64");
                 // The fastest that boots every time: microvm saves 0.2 s, but has no HPET and no PM timer, without which
                 // Linux doesn't get to know its TSC's frequency on a busy host, and stops.
-                command.args(["-machine", "q35,accel=tcg", "-cpu", "max", "-smp", "1", "-m", memory]);
+                command.args(["-machine", "q35,accel=tcg", "-cpu", "max", "-smp", cpus, "-m", memory]);
                 command.args(["-nographic", "-no-reboot", "-nic", "none", "-kernel"]);
                 command.arg(&files.kernel).arg("-initrd").arg(initramfs).arg("-append").arg(cmdline);
                 command

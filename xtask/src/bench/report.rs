@@ -34,6 +34,8 @@ const TARGETS: &[Target] = &[
     Target { group: "programs", what: "Debian's programs", native: Some(2.5), tcg: Some(5.0) },
     Target { group: "kernel", what: "the kernel's work", native: None, tcg: Some(3.0) },
     Target { group: "switches", what: "switches between processes", native: None, tcg: Some(5.0) },
+    Target { group: "storms", what: "changes of page tables", native: None, tcg: Some(4.0) },
+    Target { group: "scaling", what: "two vCPUs", native: None, tcg: Some(4.0) },
     Target { group: "code", what: "code that changes", native: Some(10.0), tcg: Some(100.0) },
     Target { group: "atomics", what: "locked instructions", native: None, tcg: None },
 ];
@@ -95,6 +97,7 @@ pub(crate) fn markdown(monitors: &[Monitor], catalog: &Catalog, results: &Result
             text.push('\n');
         }
     }
+    pairs(&mut text, monitors, catalog, results);
     let gaps: Vec<String> = results
         .gaps()
         .into_iter()
@@ -104,6 +107,32 @@ pub(crate) fn markdown(monitors: &[Monitor], catalog: &Catalog, results: &Result
         let _ = write!(text, "\nNot run: {}.\n", gaps.join(", "));
     }
     text
+}
+
+/// Of workloads `NAME-1` and `NAME-2`, which share the same work: how much faster two are.
+fn pairs(text: &mut String, monitors: &[Monitor], catalog: &Catalog, results: &Results) {
+    let scaling = catalog.groups().into_iter().find(|(group, _)| *group == "scaling");
+    let names = scaling.map(|(_, names)| names).unwrap_or_default();
+    let pairs: Vec<_> = names
+        .iter()
+        .filter_map(|name| name.strip_suffix("-1"))
+        .filter(|name| names.contains(&format!("{name}-2").as_str()))
+        .collect();
+    if pairs.is_empty() {
+        return;
+    }
+    text.push_str("\n| two threads, throughput of one ");
+    header(text, &monitors.iter().map(|monitor| monitor.name.as_str()).collect::<Vec<_>>());
+    for name in pairs {
+        let _ = write!(text, "| {name} |");
+        for monitor in 0..monitors.len() {
+            let time =
+                |suffix| results.time(monitor, &format!("{name}-{suffix}"), None).map(|(_, time)| time);
+            let gain = time(1).zip(time(2)).map(|(one, two)| one / two);
+            let _ = write!(text, " {} |", gain.map_or("-".to_owned(), |gain| format!("{gain:.2}")));
+        }
+        text.push('\n');
+    }
 }
 
 fn headings(columns: &[(String, usize, usize)]) -> Vec<&str> {

@@ -16,6 +16,8 @@ pub(crate) struct Catalog {
 
 /// The group that needs a root file system.
 const PROGRAMS: &str = "programs";
+/// The group that needs two vCPUs.
+const SCALING: &str = "scaling";
 
 /// Asks the program what it has of the names.
 pub(crate) fn catalog(program: &Path, only: &[String], scale: f64) -> Result<Catalog> {
@@ -40,15 +42,17 @@ impl Catalog {
 
     /// The sessions that are needed.
     pub(crate) fn parts(&self) -> Vec<Part> {
-        let parts = [Part::Plain, Part::Programs];
+        let parts = [Part::Plain, Part::TwoCpus, Part::Programs];
         parts.into_iter().filter(|&part| self.names(part).next().is_some()).collect()
     }
 
     pub(crate) fn names(&self, part: Part) -> impl Iterator<Item = &str> {
-        self.workloads
-            .iter()
-            .filter(move |(_, group)| (group == PROGRAMS) == (part == Part::Programs))
-            .map(|(name, _)| name.as_str())
+        let of = |group: &str| match group {
+            PROGRAMS => Part::Programs,
+            SCALING => Part::TwoCpus,
+            _ => Part::Plain,
+        };
+        self.workloads.iter().filter(move |(_, group)| of(group) == part).map(|(name, _)| name.as_str())
     }
 
     /// Groups in order, each with its workloads.
