@@ -6,7 +6,8 @@ extern u64 gdt_tss[], pdpt[], kernel_rsp;
 extern u32 mb_info;
 extern void back_from_user(void), user_entry(void);
 extern u64 fixups[][2], fixups_end[][2];
-extern const struct group boot_groups[], apic_groups[], cpu_groups[], code_groups[], litmus_groups[], shoot_groups[], kvm_groups[];
+extern const struct group boot_groups[], apic_groups[], cpu_groups[], code_groups[], litmus_groups[], shoot_groups[], kvm_groups[],
+    hyperv_groups[], synic_groups[];
 
 volatile int caught;
 volatile u64 caught_code;
@@ -394,7 +395,7 @@ void c_start(void)
         line++;
     while (*line == ' ')
         line++;
-    const struct group *lists[] = { boot_groups, apic_groups, cpu_groups, code_groups, litmus_groups, shoot_groups, kvm_groups };
+    const struct group *lists[] = { boot_groups, apic_groups, cpu_groups, code_groups, litmus_groups, shoot_groups, kvm_groups, hyperv_groups, synic_groups };
     for (u32 list = 0; list < sizeof lists / sizeof *lists; list++) {
         for (const struct group *group = lists[list]; group->name; group++) {
             const char *rest = line;

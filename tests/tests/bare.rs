@@ -7,10 +7,11 @@
 use conformance::{ENGINES, Make};
 use control::{BootConfig, Enlightenments, Initramfs, MachineConfig, SerialConfig};
 use libtest_mimic::{Arguments, Failed, Trial};
-use machine::{Machine, Outcome, Stream, Streams};
+use machine::{EventWindow, Handle, Machine, Outcome, Route, Stream, Streams};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -49,12 +50,16 @@ const GROUPS: &[(&str, &[u32])] = &[
     ("memory", &[1]),
     ("plain", &[1]),
     ("kvm", &[1, 2]),
+    ("hyperv", &[1, 2]),
+    ("synic", &[1, 2]),
+    ("timers", &[1]),
 ];
 
 /// The interface for guests that a group of checks is about.
 fn interface(group: &str) -> Enlightenments {
     match group {
         "kvm" => Enlightenments::Kvm,
+        "hyperv" | "synic" | "timers" => Enlightenments::HyperV,
         _ => Enlightenments::None,
     }
 }
@@ -62,8 +67,19 @@ fn interface(group: &str) -> Enlightenments {
 /// Status of a guest that found its host CPU lacking something.
 const SKIPPED: u8 = 77;
 
-const SOURCES: &[&str] =
-    &["start64.S", "lib.c", "boot.c", "apic.c", "code.c", "cpu.c", "litmus.c", "shoot.c", "kvm.c"];
+const SOURCES: &[&str] = &[
+    "start64.S",
+    "lib.c",
+    "boot.c",
+    "apic.c",
+    "code.c",
+    "cpu.c",
+    "litmus.c",
+    "shoot.c",
+    "kvm.c",
+    "hyperv.c",
+    "synic.c",
+];
 const FLAGS64: &[&str] = &[
     "-m64",
     "-O1",
@@ -114,6 +130,12 @@ fn trials(images: Option<&Arc<Images>>) -> Vec<Trial> {
         add(format!("exit code {code}"), exits, code.to_string(), 1);
     }
     add("real mode".into(), real_mode, String::new(), 1);
+    for group in ["nmi", "events", "apic"] {
+        add(format!("event windows during {group}"), windows, group.to_owned(), 2);
+    }
+    for group in ["ioapic", "synic"] {
+        add(format!("other lines' reroutes during {group}"), reroutes, group.to_owned(), 1);
+    }
     add("tasks of 32 bits".into(), tasks, String::new(), 1);
     add("address fields".into(), address_fields, String::new(), 1);
     trials
@@ -184,6 +206,18 @@ impl Bench {
         cpus: u32,
         module: Option<&str>,
     ) -> Result<(Outcome, String), Failed> {
+        self.run_beside(image, cmdline, cpus, module, |_, _| Ok(()))
+    }
+
+    /// As [`Bench::run`], while `beside` does something with the machine, from a thread of its own, until its flag is set.
+    fn run_beside(
+        &self,
+        image: &str,
+        cmdline: &str,
+        cpus: u32,
+        module: Option<&str>,
+        beside: impl FnOnce(&Handle, &AtomicBool) -> Result<(), String> + Send,
+    ) -> Result<(Outcome, String), Failed> {
         let printed = Printed::default();
         let mut streams = Streams::default();
         streams.serial[0] = Some(Stream { output: Box::new(printed.clone()), input: None });
@@ -215,7 +249,14 @@ impl Bench {
                 handle.stop();
             }
         });
-        let outcome = machine.run();
+        let (over, handle) = (AtomicBool::new(false), machine.handle());
+        let (outcome, done) = std::thread::scope(|scope| {
+            let beside = scope.spawn(|| beside(&handle, &over));
+            let outcome = machine.run();
+            over.store(true, Ordering::Release);
+            (outcome, beside.join())
+        });
+        done.map_err(|_| "what went on beside panicked")??;
         drop(ended);
         watch.join().map_err(|_| "the watch panicked")?;
         let text = printed.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -269,6 +310,59 @@ fn passes(bench: &Bench, group: &str, cpus: u32) -> Result<(), Failed> {
 fn exits(bench: &Bench, code: &str, cpus: u32) -> Result<(), Failed> {
     let (outcome, printed) = bench.run("flat", &format!("exit {code}"), cpus, None)?;
     expect(&outcome, &printed, code.parse::<u8>()? << 1 | 1)
+}
+
+/// A group passes while somebody asks again and again to be told when vCPUs can take events, and takes half of it back: each request
+/// is either reported once or taken back.
+fn windows(bench: &Bench, group: &str, cpus: u32) -> Result<(), Failed> {
+    let tried = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&tried);
+    let (outcome, printed) = bench.run_beside("flat", group, cpus, None, move |machine, over| {
+        while !over.load(Ordering::Acquire) {
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            let kind = if number & 1 == 0 { EventWindow::Interrupt } else { EventWindow::Nmi };
+            let (reported, heard) = std::sync::mpsc::channel();
+            let cpu = (number >> 1) as u32 % cpus;
+            let report = move || {
+                // Nobody hears what comes too late.
+                let _ = reported.send(());
+            };
+            let request = machine.request_window(cpu, kind, report).ok_or("no such vCPU")?;
+            if number & 4 == 0 {
+                // A vCPU whose window stays shut answers never.
+                let _ = heard.recv_timeout(Duration::from_millis(2));
+            }
+            let taken_back = request.cancel();
+            // Taken back, its report is gone, and with it the sender.
+            let late = heard.recv_timeout(Duration::from_secs(30));
+            if taken_back && late != Err(std::sync::mpsc::RecvTimeoutError::Disconnected) {
+                return Err("it was reported though it had been taken back".to_owned());
+            }
+            if late == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                return Err("it was neither reported nor taken back".to_owned());
+            }
+        }
+        Ok(())
+    })?;
+    expect(&outcome, &printed, 1)?;
+    if tried.load(Ordering::Relaxed) > 10 { Ok(()) } else { Err("hardly anything was asked for".into()) }
+}
+
+/// A group passes while lines that it doesn't use change their owners all the time.
+fn reroutes(bench: &Bench, group: &str, cpus: u32) -> Result<(), Failed> {
+    let (outcome, printed) = bench.run_beside("flat", group, cpus, None, |machine, over| {
+        let lines = machine.lines();
+        while !over.load(Ordering::Acquire) {
+            for line in [3, 5, 7, 20, 23] {
+                for route in [Route::Vmm, Route::Both, Route::Guest] {
+                    lines.set_route(line, route);
+                }
+            }
+        }
+        let changed = lines.line(3).ok_or("line 3 is gone")?;
+        if changed.reroutes > 2 { Ok(()) } else { Err(format!("{changed:?}")) }
+    })?;
+    expect(&outcome, &printed, 1)
 }
 
 fn real_mode(bench: &Bench, _: &str, cpus: u32) -> Result<(), Failed> {

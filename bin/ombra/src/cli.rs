@@ -121,7 +121,7 @@ pub(crate) struct Run {
     /// What the guest does against leaks of CPUs: off costs nothing, guest is what it would do on this host
     #[arg(long, value_enum, value_name = "WHICH", default_value_t = Mitigations::Off, help_heading = "Machine")]
     pub(crate) mitigations: Mitigations,
-    /// The interface for guests that know they are guests: KVM's, none, or what is best for most
+    /// The interface for guests that know they are guests: KVM's, Hyper-V's, none, or what is best for most
     #[arg(
         long,
         value_enum,
@@ -167,7 +167,7 @@ pub(crate) struct Run {
     pub(crate) dump_translation: Vec<u64>,
     /// Switch a mechanism, to measure it or to check it: spaces=off drops address spaces that the guest leaves, check=on compares what
     /// is held of them with fresh page walks, pv-NAME=off leaves out a part of --enlightenments (clock, steal,
-    /// eoi, spin, flush, ipi, yield, poll); may be repeated
+    /// eoi, spin, flush, ipi, yield, poll, synic, timers); may be repeated
     #[arg(long, value_name = "NAME=on|off", help_heading = "Messages")]
     pub(crate) feature: Vec<Feature>,
     /// No messages but errors
@@ -310,6 +310,9 @@ pub(crate) enum Enlightenments {
     Auto,
     /// KVM's
     Kvm,
+    /// Hyper-V's
+    #[value(name = "hyperv")]
+    HyperV,
     /// None: the guest sees hardware alone
     None,
 }
@@ -319,6 +322,7 @@ impl From<Enlightenments> for control::Enlightenments {
         match flag {
             Enlightenments::Auto => Self::Auto,
             Enlightenments::Kvm => Self::Kvm,
+            Enlightenments::HyperV => Self::HyperV,
             Enlightenments::None => Self::None,
         }
     }

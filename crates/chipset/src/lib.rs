@@ -16,6 +16,7 @@ pub mod device;
 pub mod hpet;
 pub mod i8042;
 pub mod line;
+pub mod mux;
 mod owed;
 pub mod pci;
 pub mod pic;

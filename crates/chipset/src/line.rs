@@ -29,6 +29,11 @@ impl Edge {
 pub trait LineSink: Send + Sync {
     /// The level of input `pin` is now `high`. Called only on changes, in order.
     fn set_pin(&self, pin: u8, high: bool);
+    /// The level of input `pin` is this, without an edge: only a level-triggered input takes notice. For lines whose owner changes.
+    /// Sinks of which no input is edge-triggered needn't tell the two apart.
+    fn place_pin(&self, pin: u8, high: bool) {
+        self.set_pin(pin, high);
+    }
     /// What has become of `pin`'s last edge. For timers, whose ticks must not get lost because the host is busy.
     fn last_edge(&self, _pin: u8) -> Edge {
         Edge::Gone

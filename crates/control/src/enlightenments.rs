@@ -11,6 +11,8 @@ pub enum Enlightenments {
     Auto,
     /// KVM's.
     Kvm,
+    /// Hyper-V's.
+    HyperV,
     /// None: the guest sees hardware alone.
     None,
 }
@@ -35,12 +37,16 @@ bitflags! {
         const YIELD = 1 << 6;
         /// Whether the host polls for a halted vCPU.
         const POLL = 1 << 7;
+        /// Messages and event flags with interrupt sources of their own.
+        const SYNIC = 1 << 8;
+        /// Timers in units of 100 ns.
+        const TIMERS = 1 << 9;
     }
 }
 
 impl Parts {
     /// Each part and its name, as `--feature` takes it.
-    pub const NAMES: [(&'static str, Self); 8] = [
+    pub const NAMES: [(&'static str, Self); 10] = [
         ("pv-clock", Self::CLOCK),
         ("pv-steal", Self::STEAL),
         ("pv-eoi", Self::EOI),
@@ -49,6 +55,8 @@ impl Parts {
         ("pv-ipi", Self::IPI),
         ("pv-yield", Self::YIELD),
         ("pv-poll", Self::POLL),
+        ("pv-synic", Self::SYNIC),
+        ("pv-timers", Self::TIMERS),
     ];
 }
 

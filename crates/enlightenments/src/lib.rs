@@ -1,24 +1,28 @@
 //! What guests that know they are guests may use: the interfaces that KVM and Hyper-V have for them.
 //!
-//! A machine has one [`Hub`] and for each vCPU one [`Paravirt`], which answers the interface's MSRs and hypercalls, says what the vCPU
+//! A machine has one [`Host`] and for each vCPU one [`Paravirt`], which answers the interface's MSRs and hypercalls, says what the vCPU
 //! has to do beside the interrupts of its local APIC ([`Paravirt::event`]), and knows where the guest shares flags with it. Which
-//! interface that is, [`Interface`] says; [`offer`] tells the guest by CPUID. Nothing is offered that isn't done.
+//! interface that is, [`Interface`] says; [`Interface::offer`] tells the guest by CPUID. Nothing is offered that isn't done.
 //!
 //! | module | what |
 //! |---|---|
 //! | `hub` | what a machine's vCPUs share: where to flush, wake and interrupt each other |
 //! | `page` | words in guest memory that the guest and this share |
 //! | `scale` | from TSC ticks to nanoseconds, as either interface writes it |
+//! | `time` | the host's clocks |
 //! | `kvm` | the interface of KVM |
+//! | `hyperv` | the interface of Hyper-V |
 //!
 //! Threads: a [`Paravirt`] is used by its vCPU's thread, the hub by all. Lock order: a seat's lock in the hub is a leaf; local APICs
 //! are called with nothing locked.
 
 mod hub;
+pub mod hyperv;
 mod kvm;
 mod none;
 mod page;
 mod scale;
+mod time;
 
 pub use hub::Hub;
 pub use none::Plain;
@@ -51,8 +55,12 @@ pub trait Paravirt: Send {
     fn event(&mut self, window: Window) -> Option<Event>;
     /// Where the guest says that it has ended an interrupt without telling; `None` where it hasn't asked for that.
     fn eoi_flag(&self) -> Option<&Flag>;
-    /// The vCPU has taken an interrupt.
-    fn interrupt_taken(&mut self);
+    /// Whether nobody here has to hear of an interrupt's end.
+    fn may_end_untold(&self) -> bool;
+    /// The guest has told its local APIC of an interrupt's end.
+    fn end_told(&mut self);
+    /// The vCPU has taken an interrupt, an NMI, INIT or a start-up IPI.
+    fn event_taken(&mut self);
     /// The vCPU has halted, and its thread is going to sleep.
     fn sleeps(&mut self);
     /// The thread is awake; the guest hasn't run since [`Paravirt::sleeps`].
@@ -70,6 +78,8 @@ pub enum Interface {
     None,
     /// KVM's.
     Kvm,
+    /// Hyper-V's.
+    HyperV,
 }
 
 impl Interface {
@@ -79,23 +89,58 @@ impl Interface {
         match wanted {
             Enlightenments::None => Self::None,
             Enlightenments::Auto | Enlightenments::Kvm => Self::Kvm,
+            Enlightenments::HyperV => Self::HyperV,
         }
     }
 
-    /// What CPUID says of it: leaves from 0x40000000 up, but for the frequencies in 0x40000010.
-    pub fn offer(self, table: &mut Cpuid, parts: Parts) {
+    /// What CPUID says of it to a guest with `cpus` vCPUs: leaves from 0x40000000 up, but for the frequencies in 0x40000010.
+    pub fn offer(self, table: &mut Cpuid, parts: Parts, cpus: u32) {
         match self {
             Self::None => {}
             Self::Kvm => kvm::offer(table, parts),
+            Self::HyperV => hyperv::offer(table, parts, cpus),
+        }
+    }
+}
+
+/// The machine's side of the interface.
+pub struct Host {
+    interface: Interface,
+    parts: Parts,
+    hub: Arc<Hub>,
+    partition: Option<Arc<hyperv::Partition>>,
+}
+
+impl Host {
+    /// For the vCPUs of a hub.
+    #[must_use]
+    pub fn new(interface: Interface, parts: Parts, hub: Hub) -> Self {
+        let hub = Arc::new(hub);
+        let partition =
+            (interface == Interface::HyperV).then(|| Arc::new(hyperv::Partition::new(Arc::clone(&hub))));
+        Self { interface, parts, hub, partition }
+    }
+
+    /// One vCPU's side.
+    #[must_use]
+    pub fn vcpu(&self, id: VcpuId) -> Box<dyn Paravirt> {
+        match (&self.partition, self.interface) {
+            (Some(partition), _) => Box::new(hyperv::Hyperv::new(id, Arc::clone(partition), self.parts)),
+            (None, Interface::Kvm) => Box::new(kvm::Kvm::new(id, Arc::clone(&self.hub), self.parts)),
+            (None, _) => Box::new(Plain),
         }
     }
 
-    /// The interface of one vCPU.
+    /// What the vCPUs share, where the interface is Hyper-V's.
     #[must_use]
-    pub fn vcpu(self, id: VcpuId, hub: &Arc<Hub>, parts: Parts) -> Box<dyn Paravirt> {
-        match self {
-            Self::None => Box::new(Plain),
-            Self::Kvm => Box::new(kvm::Kvm::new(id, Arc::clone(hub), parts)),
+    pub fn partition(&self) -> Option<&Arc<hyperv::Partition>> {
+        self.partition.as_ref()
+    }
+
+    /// The alarm of a vCPU's timers went off.
+    pub fn timer_alarm(&self, cpu: u32) {
+        if let Some(partition) = &self.partition {
+            partition.timer_alarm(cpu);
         }
     }
 }

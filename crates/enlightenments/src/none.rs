@@ -27,7 +27,11 @@ impl Paravirt for Plain {
     fn eoi_flag(&self) -> Option<&Flag> {
         None
     }
-    fn interrupt_taken(&mut self) {}
+    fn may_end_untold(&self) -> bool {
+        false
+    }
+    fn end_told(&mut self) {}
+    fn event_taken(&mut self) {}
     fn sleeps(&mut self) {}
     fn wakes(&mut self) {}
     fn reset(&mut self) {}

@@ -35,11 +35,24 @@ impl Place {
         let _ = self.memory.store(self.at(offset), value);
     }
 
+    pub(crate) fn store_bytes(&self, offset: u64, bytes: &[u8]) {
+        let _ = self.memory.store_bytes(self.at(offset), bytes);
+    }
+
+    /// Sets bits of a byte: what it was.
+    pub(crate) fn set_bits(&self, offset: u64, bits: u8) -> u8 {
+        self.update(offset, |byte| byte | bits)
+    }
+
     /// Exchanges a byte: what it was.
     pub(crate) fn swap(&self, offset: u64, new: u8) -> u8 {
+        self.update(offset, |_| new)
+    }
+
+    fn update(&self, offset: u64, change: impl Fn(u8) -> u8) -> u8 {
         let mut seen = self.load::<u8>(offset);
         loop {
-            let (old, _) = self.memory.compare_exchange(self.at(offset), seen, new);
+            let (old, _) = self.memory.compare_exchange(self.at(offset), seen, change(seen));
             if old == seen {
                 return old;
             }

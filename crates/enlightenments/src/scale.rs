@@ -24,6 +24,11 @@ impl PvScale {
     }
 }
 
+/// `units of 100 ns = ticks * scale >> 64`, for a TSC that runs at `hz`, more than 10 MHz (TLFS 12.7.3).
+pub(crate) fn reference_scale(hz: u64) -> u64 {
+    u64::try_from((u128::from(NANOS / 100) << 64) / u128::from(hz.max(1))).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,6 +43,8 @@ mod tests {
             let nanos = (u128::from(shifted) * u128::from(scale.mul)) >> 32;
             let day = u128::from(NANOS) * 86_400;
             assert!(nanos.abs_diff(day) * 1_000_000_000 <= day, "{hz}: {nanos}");
+            let units = (u128::from(ticks) * u128::from(reference_scale(hz))) >> 64;
+            assert!(units.abs_diff(day / 100) <= 1, "{hz}: {units}");
         }
     }
 }

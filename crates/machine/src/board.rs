@@ -17,10 +17,12 @@ use crate::platform::Board;
 use crate::serial;
 use crate::streams::{Output, Streams, Writer};
 use crate::virtio;
+use crate::windows::Windows;
 use chipset::apic::{Attention, IOAPIC_BASE, IOAPIC_PINS, IOAPIC_SIZE, IoApic, Lapics, Processor};
 use chipset::bus::Shared;
 use chipset::hpet::{Hpet, LegacyRoute, PIT_PIN, RTC_PIN};
 use chipset::i8042::I8042;
+use chipset::mux::Mux;
 use chipset::pic::Pic;
 use chipset::pit::Pit;
 use chipset::pm::Pm;
@@ -30,10 +32,12 @@ use chipset::testdev::{
     DEBUG_EXIT_PORTS, DebugExit, FW_CFG_PORTS, FwCfg, TEST_DEVICE_MMIO, TEST_DEVICE_PORTS, TestDevice,
 };
 use chipset::{
-    Bus, BusDevice, Clock, Creditor, Device, Line, LineSink, WindowId, hpet, i8042, pci, pic, pit, pm, rtc,
+    Alarm, Bus, BusDevice, Clock, Creditor, Device, Line, LineSink, WindowId, hpet, i8042, pci, pic, pit, pm,
+    rtc,
 };
 use control::MachineConfig;
 use engine::Kicker;
+use enlightenments::{Host, Hub, Interface, hyperv};
 use memory::GuestMemory;
 use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicBool;
@@ -72,6 +76,10 @@ pub(crate) struct Chips {
     /// The serial ports' ways out.
     pub(crate) outputs: Vec<Output>,
     pub(crate) writers: Vec<Writer>,
+    /// Who owns which interrupt line.
+    pub(crate) mux: Arc<Mux>,
+    /// The interface for guests.
+    pub(crate) host: Arc<Host>,
     /// Known to the local APICs only weakly.
     _pic: Arc<Pic>,
 }
@@ -117,6 +125,7 @@ pub(crate) struct Slot<'a> {
     pub(crate) parts: &'a Parts<'a>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) power: Arc<dyn PowerSink>,
+    host: Arc<Host>,
     /// One wire an interrupt, shared by those who drive it.
     wires: Vec<Line>,
     /// In front of IRQ 0 and 8, because the HPET can take them over.
@@ -286,6 +295,10 @@ fn attach_test_devices(slot: &mut Slot<'_>) -> Result<(), MachineError> {
     slot.on_ports(&device, &TEST_DEVICE_PORTS)?;
     slot.on_memory(&device, &TEST_DEVICE_MMIO)?;
     slot.keep(&device);
+    if let Some(partition) = slot.host.partition() {
+        let device = Arc::new(Mutex::new(hyperv::TestDevice::new(Arc::clone(partition))));
+        slot.on_ports(&device, &hyperv::TEST_DEVICE_PORTS)?;
+    }
     Ok(())
 }
 
@@ -311,6 +324,30 @@ impl Attention for Kick {
     }
 }
 
+/// The machine's side of the interface for guests, with an alarm for the timers of each vCPU.
+fn attach_host(parts: &Parts<'_>, lapics: &Arc<Lapics>, power: &Arc<dyn PowerSink>) -> Arc<Host> {
+    let alarms: Vec<_> = parts.kickers.iter().map(|_| parts.events.alarm()).collect();
+    let vcpus = parts
+        .kickers
+        .iter()
+        .zip(&alarms)
+        .map(|(kicker, alarm)| -> (Kicker, Alarm) { (kicker.clone(), alarm.clone()) });
+    let clock: Arc<dyn Clock> = parts.clock.clone();
+    let hub = Hub::new(parts.memory.clone(), clock, Arc::clone(lapics), Arc::clone(power), vcpus.collect());
+    let interface = Interface::of(parts.config.enlightenments);
+    let host = Arc::new(Host::new(interface, parts.config.parts, hub));
+    for (cpu, alarm) in (0..).zip(&alarms) {
+        let host = Arc::downgrade(&host);
+        // The timers look at the time themselves, so a call that is out of date does nothing.
+        alarm.calls_with(move |_| {
+            if let Some(host) = host.upgrade() {
+                host.timer_alarm(cpu);
+            }
+        });
+    }
+    host
+}
+
 /// Builds all devices.
 ///
 /// # Errors
@@ -333,6 +370,8 @@ pub(crate) fn build(parts: &Parts<'_>, streams: Streams) -> Result<Chips, Machin
             }
         });
     }
+    let power: Arc<dyn PowerSink> = Arc::new(Power(Arc::clone(parts.control)));
+    let host = attach_host(parts, &lapics, &power);
     let ioapic = Arc::new(IoApic::new(lapics.clone()));
     let pic = Pic::new(Line::new(lapics.clone(), LINT0));
     let pic_output = Arc::new(pic.clone());
@@ -341,13 +380,14 @@ pub(crate) fn build(parts: &Parts<'_>, streams: Streams) -> Result<Chips, Machin
     let weak: std::sync::Weak<IoApic> = Arc::downgrade(&ioapic);
     lapics.connect_eoi(weak);
     let gsi: Arc<dyn LineSink> = Arc::new(Gsi::new(pic_output.clone(), ioapic.clone()));
-    let wires: Vec<Line> = (0..IOAPIC_PINS).map(|pin| Line::new(Arc::clone(&gsi), pin)).collect();
-    let power: Arc<dyn PowerSink> = Arc::new(Power(Arc::clone(parts.control)));
+    let mux = Arc::new(Mux::new(gsi, usize::from(IOAPIC_PINS)));
+    let wires: Vec<Line> = (0..IOAPIC_PINS).map(|pin| Line::new(mux.clone(), pin)).collect();
     let mut slot = Slot {
         parts,
         clock,
         pci: PciSlots::new(Arc::clone(&power), lapics.clone()),
         power,
+        host: Arc::clone(&host),
         legacy: LegacyRoute::new(
             wires[usize::from(irq::TIMER)].share(),
             wires[usize::from(irq::RTC)].share(),
@@ -377,6 +417,7 @@ pub(crate) fn build(parts: &Parts<'_>, streams: Streams) -> Result<Chips, Machin
         ports: Arc::new(slot.ports),
         memory: Arc::new(slot.memory),
         lapics,
+        windows: Arc::new(Windows::new(parts.kickers)),
         creditors: slot.creditors,
     };
     Ok(Chips {
@@ -384,6 +425,8 @@ pub(crate) fn build(parts: &Parts<'_>, streams: Streams) -> Result<Chips, Machin
         devices: slot.devices,
         outputs: slot.outputs,
         writers: slot.writers,
+        mux,
+        host,
         _pic: pic_output,
     })
 }

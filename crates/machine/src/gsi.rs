@@ -46,6 +46,19 @@ impl LineSink for Gsi {
         }
     }
 
+    fn place_pin(&self, pin: u8, high: bool) {
+        if pin == CASCADE {
+            return;
+        }
+        if pin < ISA_LINES {
+            self.pic.place_pin(pin, high);
+        }
+        let input = Self::ioapic_input(pin);
+        if input < IOAPIC_PINS {
+            self.ioapic.place_pin(input, high);
+        }
+    }
+
     fn last_edge(&self, pin: u8) -> Edge {
         if pin == CASCADE {
             return Edge::Gone;

@@ -10,6 +10,7 @@
 //! | `board`, `gsi` | the devices as a list, and how each is wired |
 //! | `pci`, `virtio` | what plugs into PCI |
 //! | `platform` | what a vCPU sees of all that |
+//! | `windows` | being told when a vCPU can take an event |
 //! | `report` | what a run has counted |
 //! | `ending`, `vm` | how a run ends; the machine's life |
 //! | `raw` | RDTSC, the one `unsafe` block |
@@ -52,11 +53,14 @@ mod serial;
 mod streams;
 mod virtio;
 mod vm;
+mod windows;
 
+pub use chipset::mux::{LineState, Mux, Route};
 pub use report::Report;
 pub use streams::{Input, QUEUE_LIMIT, Stream, Streams};
 pub use virtio::image;
 pub use vm::{Handle, Machine, Outcome};
+pub use windows::{EventWindow, WindowRequest};
 
 use std::path::PathBuf;
 

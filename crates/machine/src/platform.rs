@@ -4,6 +4,7 @@
 //! time.
 
 use crate::msr::Msrs;
+use crate::windows::Windows;
 use chipset::apic::{ApicCounts, ApicEvent, Lapics};
 use chipset::bus::Shared;
 use chipset::{Bus, Creditor};
@@ -14,6 +15,9 @@ use std::sync::{Arc, PoisonError};
 use x86::Gpa;
 use x86::address::PAGE_SIZE;
 
+/// The EOI register's offset in a local APIC's page.
+const EOI_REGISTER: u64 = 0xb0;
+
 /// One vCPU's way to buses, local APIC and MSRs.
 pub(crate) struct Board {
     /// I/O ports.
@@ -22,6 +26,8 @@ pub(crate) struct Board {
     pub(crate) memory: Arc<Bus>,
     /// All local APICs.
     pub(crate) lapics: Arc<Lapics>,
+    /// Who wants to know when a vCPU can take an event.
+    pub(crate) windows: Arc<Windows>,
     /// Timers that may owe ticks, each with the flag that says so.
     pub(crate) creditors: Vec<(Arc<AtomicBool>, Shared<dyn Creditor>)>,
 }
@@ -80,6 +86,7 @@ impl VcpuPlatform {
         ] {
             counters.add("interrupts", name, value);
         }
+        counters.add("interrupts", "window_reports", self.board.windows.reported(self.id));
         self.paravirt.counters(&mut counters);
         counters
     }
@@ -108,6 +115,9 @@ impl Platform for VcpuPlatform {
                 Access::Read(data) => self.board.lapics.read_mmio(self.id, at.offset(), data),
                 Access::Write(data) => self.board.lapics.write_mmio(self.id, at.offset(), data),
             }
+            if at.offset() == EOI_REGISTER {
+                self.paravirt.end_told();
+            }
             return;
         }
         match access {
@@ -129,6 +139,7 @@ impl Platform for VcpuPlatform {
             return self.board.lapics.rdmsr(self.id, msr).map_err(|_| GpFault);
         }
         if self.paravirt.owns_msr(msr) {
+            self.settle_lazy_eoi();
             return self.paravirt.rdmsr(msr);
         }
         self.msrs.read(msr)
@@ -140,7 +151,11 @@ impl Platform for VcpuPlatform {
             if msr != x86::msr::TSC_DEADLINE {
                 self.settle_lazy_eoi();
             }
-            return self.board.lapics.wrmsr(self.id, msr, value).map_err(|_| GpFault);
+            let written = self.board.lapics.wrmsr(self.id, msr, value).map_err(|_| GpFault);
+            if msr == x86::msr::X2APIC_FIRST + (EOI_REGISTER >> 4) as u32 {
+                self.paravirt.end_told();
+            }
+            return written;
         }
         if msr == x86::msr::TSC_ADJUST {
             self.board.lapics.set_tsc_offset(self.id, value);
@@ -148,6 +163,7 @@ impl Platform for VcpuPlatform {
             return Ok(());
         }
         if self.paravirt.owns_msr(msr) {
+            self.settle_lazy_eoi();
             return self.paravirt.wrmsr(msr, value);
         }
         self.msrs.write(msr, value)
@@ -167,6 +183,7 @@ impl Platform for VcpuPlatform {
     }
 
     fn take_event(&mut self, window: Window) -> Option<Event> {
+        self.board.windows.look(self.id, window);
         if let Some(event) = self.paravirt.event(window) {
             return Some(event);
         }
@@ -175,14 +192,15 @@ impl Platform for VcpuPlatform {
             self.settle_lazy_eoi();
         }
         let event = self.board.lapics.take_event(self.id, window.nmi, window.interrupt)?;
+        self.paravirt.event_taken();
         Some(match event {
             ApicEvent::Init => Event::Init,
             ApicEvent::Startup(vector) => Event::Startup(vector),
             ApicEvent::Nmi => Event::Nmi,
             ApicEvent::Interrupt(vector) => {
                 self.board.interrupt_taken();
-                self.paravirt.interrupt_taken();
                 if let Some(flag) = self.paravirt.eoi_flag()
+                    && self.paravirt.may_end_untold()
                     && self.board.lapics.arm_lazy(self.id)
                 {
                     flag.set();

@@ -2,6 +2,7 @@
 //!
 //! Made by the machine when its vCPUs have come back from their threads, on the thread that ran the machine.
 
+use chipset::mux::Mux;
 use engine::{Counters, Engine, Vcpu};
 use memory::GuestMemory;
 use std::time::Duration;
@@ -23,9 +24,25 @@ pub struct Report {
     pub beside_ram_bytes: Option<u64>,
 }
 
+/// What has been counted of the interrupt lines that have risen.
+pub(crate) fn lines(mux: &Mux) -> Counters {
+    let mut counters = Counters::new();
+    let states = (0..mux.count()).filter_map(|line| Some((line, mux.line(line as u8)?)));
+    for (line, state) in states {
+        counters.add("lines", "mux_direct", state.to_guest);
+        counters.add("lines", "mux_vmm", state.to_vmm);
+        counters.add("lines", "reroutes", state.reroutes);
+        if state.rises > 0 {
+            counters.add("lines", format!("line_{line}"), state.rises);
+        }
+    }
+    counters
+}
+
 pub(crate) fn collect<'a>(
     engine: &dyn Engine,
     vcpus: impl Iterator<Item = (&'a dyn Vcpu, Counters)>,
+    lines: &Counters,
     memory: &GuestMemory,
     elapsed: Duration,
 ) -> Report {
@@ -47,6 +64,7 @@ pub(crate) fn collect<'a>(
     ] {
         counters.add("traces", name, count);
     }
+    counters.merge(lines);
     let ram_bytes = memory.resident();
     let beside_ram_bytes = memory::resident_in_all().zip(ram_bytes).map(|(all, ram)| all.saturating_sub(ram));
     Report { engine: engine.caps().name, vcpus: count, elapsed, counters, ram_bytes, beside_ram_bytes }

@@ -18,11 +18,13 @@ use crate::msr::{Msrs, Unknown};
 use crate::platform::VcpuPlatform;
 use crate::report::{self, Report};
 use crate::streams::Streams;
+use crate::windows::{EventWindow, WindowRequest, Windows};
 use chipset::apic::Lapics;
+use chipset::mux::Mux;
 use chipset::{Clock, Msi, MsiSink};
 use control::MachineConfig;
 use engine::{Budget, Engine, EngineError, Exit, Groups, Setup, Vcpu, VcpuId};
-use enlightenments::{Hub, Interface};
+use enlightenments::Interface;
 use memory::{GuestMemory, Layout, Region};
 use std::sync::Arc;
 use std::time::Instant;
@@ -62,6 +64,8 @@ pub enum Outcome {
 pub struct Handle {
     control: Arc<Control>,
     lapics: Arc<Lapics>,
+    mux: Arc<Mux>,
+    windows: Arc<Windows>,
 }
 
 impl Handle {
@@ -74,6 +78,24 @@ impl Handle {
     pub fn inject_nmi(&self) {
         // Destination 0 physically, delivery mode NMI (SDM 3A 10.11).
         self.lapics.send(Msi { address: 0xfee0_0000, data: 0x400 });
+    }
+
+    /// The fabric of interrupt lines: who owns which, and the side that isn't the guest's. Lines are numbered as the MADT's global
+    /// interrupts, but for ISA's interrupt 0, which is line 0.
+    #[must_use]
+    pub fn lines(&self) -> &Mux {
+        &self.mux
+    }
+
+    /// Has `report` called once, on the vCPU's thread, when vCPU `cpu` can take such an event: at once if it can now. `None`: there is no
+    /// such vCPU.
+    pub fn request_window(
+        &self,
+        cpu: u32,
+        kind: EventWindow,
+        report: impl FnOnce() + Send + 'static,
+    ) -> Option<WindowRequest> {
+        self.windows.request(cpu, kind, Box::new(report))
     }
 }
 
@@ -162,7 +184,7 @@ impl Machine {
         };
         let interface = Interface::of(config.enlightenments);
         let mut cpuid = cpuid::build(&cpuid::host, options);
-        interface.offer(&mut cpuid, config.parts);
+        interface.offer(&mut cpuid, config.parts, config.cpus);
         let setup = Setup { memory: memory.clone(), cpuid: cpuid.clone(), tsc_offset: clock.offset() };
         let engine = make_engine(setup)?;
         let caps = engine.caps();
@@ -194,8 +216,6 @@ impl Machine {
         let hurry = outputs
             .into_iter()
             .map(|output| -> Box<dyn Fn() + Send + Sync> { Box::new(move || output.hurry(true)) });
-        let hub = Hub::new(memory.clone(), clock.clone(), Arc::clone(&chips.board.lapics), &kickers);
-        let hub = Arc::new(hub);
         control.connect(kickers, hurry.collect());
 
         let facts = board::facts(&config);
@@ -204,7 +224,7 @@ impl Machine {
         let seats = (0..).zip(vcpus).map(|(id, vcpu)| {
             let msrs = Msrs::new(&cpuid, Arc::clone(&unknown));
             let id = VcpuId(id);
-            let paravirt = interface.vcpu(id, &hub, config.parts);
+            let paravirt = chips.host.vcpu(id);
             Seat { vcpu, platform: VcpuPlatform::new(id, Arc::clone(&chips.board), msrs, paravirt) }
         });
         let seats = seats.collect();
@@ -227,7 +247,12 @@ impl Machine {
     /// Reaches the machine while [`run`](Self::run) has it.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        Handle { control: Arc::clone(&self.control), lapics: Arc::clone(&self.chips.board.lapics) }
+        Handle {
+            control: Arc::clone(&self.control),
+            lapics: Arc::clone(&self.chips.board.lapics),
+            mux: Arc::clone(&self.chips.mux),
+            windows: Arc::clone(&self.chips.board.windows),
+        }
     }
 
     /// Has `report` called once, when the run has ended however it ended. vCPUs then count every instruction, which costs some speed.
@@ -245,7 +270,8 @@ impl Machine {
         let result = self.run_to_the_end();
         if let Some(report) = self.report.take() {
             let vcpus = self.seats.iter().map(|seat| (&*seat.vcpu, seat.platform.counters()));
-            report(&report::collect(&*self.engine, vcpus, &self.memory, started.elapsed()));
+            let lines = report::lines(&self.chips.mux);
+            report(&report::collect(&*self.engine, vcpus, &lines, &self.memory, started.elapsed()));
         }
         // Nobody calls devices any more when the last output is waited for. Timers first: no new alarms.
         self.chips.quiesce();

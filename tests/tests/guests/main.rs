@@ -42,6 +42,7 @@ const INTERPRETED: &[&str] = &[
     "linux_idles_by_mwait_where_it_is_offered",
     "a_kernel_may_change_its_code",
     "a_kernel_finds_kvms_interface_and_uses_it",
+    "a_kernel_finds_hyperv_and_uses_it",
 ];
 
 /// Tests that take minutes and show little that another doesn't: run with `OMBRA_LONG=1`.
@@ -57,6 +58,7 @@ const LONG: &[&str] = &[
     "a_kernel_may_change_its_code_while_four_vcpus_run_it",
     "a_parallel_make_builds_what_it_should_on_two_four_and_eight_vcpus",
     "a_kernel_finds_kvms_interface_on_eight_vcpus",
+    "a_kernel_finds_hyperv_on_eight_vcpus",
 ];
 
 /// What most tests need.

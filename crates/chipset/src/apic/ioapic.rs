@@ -212,6 +212,12 @@ impl Chip {
         }
     }
 
+    /// The level without an edge.
+    fn place_pin(&mut self, pin: usize, high: bool) {
+        self.state.levels = self.state.levels & !(1 << pin) | u32::from(high) << pin;
+        self.evaluate_level(pin);
+    }
+
     fn evaluate_level(&mut self, pin: usize) {
         let entry = self.state.table[pin];
         let idle = entry & (io::MASKED | io::REMOTE_IRR) == 0;
@@ -258,6 +264,12 @@ impl LineSink for IoApic {
     fn set_pin(&self, pin: u8, high: bool) {
         if pin < IOAPIC_PINS {
             self.lock().set_pin(pin.into(), high);
+        }
+    }
+
+    fn place_pin(&self, pin: u8, high: bool) {
+        if pin < IOAPIC_PINS {
+            self.lock().place_pin(pin.into(), high);
         }
     }
 

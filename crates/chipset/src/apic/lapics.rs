@@ -4,7 +4,7 @@
 //! in atomics and written under the lock, so that routing and the usual "nothing there" take no lock.
 
 use super::lapic::{Action, ApicCounts, Lapic, State};
-use super::spec::{base, icr, mode};
+use super::spec::{base, icr, mode, reg};
 use super::{ApicEvent, Attention, EoiSink, ExtIntSource, MsrFault};
 use crate::clock::{Alarm, Clock};
 use crate::device::{self, Device, RestoreError, Saved};
@@ -315,6 +315,34 @@ impl Lapics {
     pub fn eoi(&self, cpu: u32) {
         let action = self.with(self.cell(cpu), Lapic::eoi);
         self.act(cpu, action, false);
+    }
+
+    /// The interrupt command register as xAPICs have it: the destination in bits 63:56.
+    #[must_use]
+    pub fn icr(&self, cpu: u32) -> u64 {
+        self.with(self.cell(cpu), |chip| {
+            u64::from(chip.read_mmio(reg::ICR_HIGH)) << 32 | u64::from(chip.read_mmio(reg::ICR))
+        })
+    }
+
+    /// Writes it, and sends what it says.
+    pub fn set_icr(&self, cpu: u32, value: u64) {
+        let action = self.with(self.cell(cpu), |chip| {
+            chip.write_mmio(reg::ICR_HIGH, (value >> 32) as u32);
+            chip.write_mmio(reg::ICR, value as u32)
+        });
+        self.act(cpu, action, false);
+    }
+
+    /// The task priority, all 8 bits.
+    #[must_use]
+    pub fn tpr(&self, cpu: u32) -> u8 {
+        self.cell(cpu).lock().state.tpr
+    }
+
+    /// Sets the task priority.
+    pub fn set_tpr(&self, cpu: u32, priority: u8) {
+        self.with(self.cell(cpu), |chip| chip.set_tpr(priority));
     }
 
     /// Ends the named vector, in whatever order it was taken. Nothing happens if it isn't in service.

@@ -73,6 +73,12 @@ impl Chip {
         }
     }
 
+    /// The level without an edge.
+    pub(super) fn place_pin(&mut self, input: u8, high: bool) {
+        let bit = 1 << (input & 7);
+        self.inputs = if high { self.inputs | bit } else { self.inputs & !bit };
+    }
+
     /// How urgent the most urgent of `inputs` is: 0 is most, 8 is none.
     fn urgency(&self, inputs: u8) -> u32 {
         inputs.rotate_right(u32::from(self.lowest) + 1).trailing_zeros()

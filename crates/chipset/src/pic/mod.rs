@@ -123,6 +123,17 @@ impl LineSink for Pic {
         self.sync(&mut state);
     }
 
+    fn place_pin(&self, pin: u8, high: bool) {
+        let mut state = self.state();
+        match pin {
+            CASCADE => return,
+            0..=7 => state.master.place_pin(pin, high),
+            8..=15 => state.slave.place_pin(pin - 8, high),
+            _ => return,
+        }
+        self.sync(&mut state);
+    }
+
     fn last_edge(&self, pin: u8) -> Edge {
         let state = self.state();
         let (waits, first) = match pin {

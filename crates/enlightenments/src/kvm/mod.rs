@@ -175,7 +175,13 @@ impl Paravirt for Kvm {
         self.eoi.1.as_ref()
     }
 
-    fn interrupt_taken(&mut self) {
+    fn may_end_untold(&self) -> bool {
+        true
+    }
+
+    fn end_told(&mut self) {}
+
+    fn event_taken(&mut self) {
         self.steal.refresh(false);
     }
 

@@ -8,18 +8,13 @@
 
 use super::spec::steal_time;
 use crate::page::Place;
+use crate::time::{thread_nanos, wall_nanos};
 use engine::GpFault;
 use memory::GuestMemory;
-use rustix::time::{ClockId, clock_gettime};
 use x86::Gpa;
 
 /// How old the sum may be, in nanoseconds. To ask the host for a thread's time is a system call.
 const STALE: u64 = 1_000_000;
-
-fn nanos(clock: ClockId) -> u64 {
-    let time = clock_gettime(clock);
-    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
-}
 
 /// One vCPU's steal time.
 #[derive(Default)]
@@ -44,7 +39,7 @@ impl Steal {
             None
         };
         (self.msr, self.place) = (value, place);
-        self.seen = (nanos(ClockId::Monotonic), nanos(ClockId::ThreadCPUTime));
+        self.seen = (wall_nanos(), thread_nanos());
         if let Some(place) = &self.place {
             place.store(steal_time::PREEMPTED, 0u8);
         }
@@ -62,12 +57,12 @@ impl Steal {
         if self.place.is_none() {
             return;
         }
-        let wall = nanos(ClockId::Monotonic);
+        let wall = wall_nanos();
         let passed = wall.saturating_sub(self.seen.0);
         if passed < STALE && !at_once {
             return;
         }
-        let own = nanos(ClockId::ThreadCPUTime);
+        let own = thread_nanos();
         self.total += passed.saturating_sub(own.saturating_sub(self.seen.1));
         self.seen = (wall, own);
         self.publish();
@@ -90,7 +85,7 @@ impl Steal {
     /// The guest is to go on. True: somebody wants its translations dropped first.
     pub(super) fn wakes(&mut self) -> bool {
         // What passed meanwhile was the guest's own wish.
-        self.seen = (nanos(ClockId::Monotonic), nanos(ClockId::ThreadCPUTime));
+        self.seen = (wall_nanos(), thread_nanos());
         self.place
             .as_ref()
             .is_some_and(|place| place.swap(steal_time::PREEMPTED, 0) & steal_time::FLUSH_TLB != 0)
