@@ -4,14 +4,14 @@ ARGS ?=
 # Flags for `cargo xtask bench`, such as BENCH="--only integer --rounds 5".
 BENCH ?=
 
-.PHONY: run test check bench guests clean tools bench-tools
+.PHONY: run test check bench guests clean tools bench-tools test-tools
 
 run: tools
 	cargo xtask guests --for run
 	cargo build --release --package ombra
 	./target/release/ombra run $(ARGS)
 
-test: tools check
+test: tools test-tools check
 	cargo xtask test
 
 check: tools
@@ -41,6 +41,19 @@ tools:
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ]; then apt-get install --yes --no-install-recommends $$missing; \
 		else echo "make: missing; as root: apt install$$missing" >&2; exit 1; fi; \
+	fi
+
+# What a Debian on a disk is made and looked at with. Without them its tests are skipped, and say so.
+test-tools:
+	@missing=""; \
+	PATH="$$PATH:/usr/sbin:/sbin"; \
+	command -v mmdebstrap >/dev/null || missing="$$missing mmdebstrap"; \
+	command -v qemu-img >/dev/null || missing="$$missing qemu-utils"; \
+	command -v mke2fs >/dev/null || missing="$$missing e2fsprogs"; \
+	command -v ssh >/dev/null || missing="$$missing openssh-client"; \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" = 0 ]; then apt-get install --yes --no-install-recommends $$missing || true; \
+		else echo "make: some tests will be skipped without: apt install$$missing"; fi; \
 	fi
 
 # What Ombra is compared with.

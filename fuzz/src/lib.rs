@@ -8,12 +8,14 @@
 //!
 //! Threads: plain functions.
 
+mod board;
 pub mod boot_image;
 pub mod devices;
 pub mod disk_image;
 pub mod execute;
 mod input;
 pub mod net;
+pub mod nvme;
 pub mod virtio;
 
 pub use input::Input;
@@ -28,5 +30,6 @@ pub const TARGETS: &[Target] = &[
     ("disk_image", disk_image::run),
     ("execute", execute::run),
     ("net", net::run),
+    ("nvme", nvme::run),
     ("virtio", virtio::run),
 ];

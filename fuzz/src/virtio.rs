@@ -9,11 +9,11 @@
 //! Threads: one.
 
 use crate::Input;
+use crate::board::{Nothing, Sectors};
 use chipset::pci::{Decoder, PciFunction};
-use chipset::{At, BusDevice, Device, Line, LineSink, Msi, MsiSink, WindowId};
-use disk::{DiskError, Layer, LayerInfo, SECTOR_BYTES, Sector};
+use chipset::{At, BusDevice, Device, Line, WindowId};
 use memory::{GuestMemory, Layout, Region};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use virtio::Staff;
 use virtio::block::Block;
 use virtio::pci::{Transport, Wiring};
@@ -26,66 +26,8 @@ const RAM: u64 = 64 << 10;
 /// Descriptors, available ring and used ring of each ring, one after the other.
 const RING: u64 = 0x1000;
 const RINGS: u64 = 2;
-const SECTORS: u64 = 16;
 /// What buffers mostly have: a status, a header, an ID, ranges, sectors, and not quite sectors.
 const LENGTHS: [u32; 8] = [1, 16, 20, 32, 512, 1024, 513, 4096];
-
-/// A disk in memory.
-struct Sectors(Mutex<Vec<u8>>);
-
-impl Sectors {
-    fn at(first: Sector, bytes: u64) -> Result<std::ops::Range<usize>, DiskError> {
-        assert!(bytes.is_multiple_of(SECTOR_BYTES), "virtio asks for whole sectors only");
-        let end = first.0.checked_add(bytes / SECTOR_BYTES).filter(|end| *end <= SECTORS);
-        assert!(end.is_some(), "and for those that are there");
-        // The last sector is bad.
-        if end == Some(SECTORS) {
-            return Err(DiskError::ReadOnly);
-        }
-        let at = first.byte() as usize;
-        Ok(at..at + bytes as usize)
-    }
-}
-
-impl Layer for Sectors {
-    fn info(&self) -> LayerInfo {
-        LayerInfo { sectors: SECTORS, read_only: false }
-    }
-    fn read(&self, first: Sector, into: &mut [u8]) -> Result<(), DiskError> {
-        let range = Self::at(first, into.len() as u64)?;
-        into.copy_from_slice(&self.0.lock().expect("no panic before")[range]);
-        Ok(())
-    }
-    fn write(&self, first: Sector, from: &[u8]) -> Result<(), DiskError> {
-        let range = Self::at(first, from.len() as u64)?;
-        self.0.lock().expect("no panic before")[range].copy_from_slice(from);
-        Ok(())
-    }
-    fn zero(&self, first: Sector, count: u64, _: bool) -> Result<(), DiskError> {
-        let range = Self::at(first, count * SECTOR_BYTES)?;
-        self.0.lock().expect("no panic before")[range].fill(0);
-        Ok(())
-    }
-    fn discard(&self, first: Sector, count: u64) -> Result<(), DiskError> {
-        Self::at(first, count * SECTOR_BYTES).map(|_| ())
-    }
-    fn flush(&self) -> Result<(), DiskError> {
-        Ok(())
-    }
-}
-
-/// Takes interrupts.
-struct Nothing;
-
-impl LineSink for Nothing {
-    fn set_pin(&self, _: u8, _: bool) {}
-}
-
-impl MsiSink for Nothing {
-    fn send(&self, msi: Msi) -> bool {
-        msi.data & 1 != 0
-    }
-}
 
 struct Bench {
     memory: GuestMemory,
@@ -96,7 +38,7 @@ impl Bench {
     fn new() -> Self {
         let layout = Layout::new(vec![Region { start: Gpa(0), len: RAM }]).expect("a sound layout");
         let memory = GuestMemory::new(layout).expect("the host has 64 KiB");
-        let layer = Arc::new(Sectors(Mutex::new(vec![0; (SECTORS * SECTOR_BYTES) as usize])));
+        let layer = Arc::new(Sectors::new());
         let disk = Block::new(layer, "disk".to_owned(), "serial", RINGS as u16);
         let wiring = Wiring {
             name: "virtio".to_owned(),

@@ -107,6 +107,11 @@ fn hostile_drivers_leave_virtio_devices_alive() {
 }
 
 #[test]
+fn hostile_drivers_leave_nvme_controllers_alive() {
+    check("nvme");
+}
+
+#[test]
 fn hostile_frames_leave_the_network_alive() {
     check("net");
 }

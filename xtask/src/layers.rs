@@ -21,7 +21,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("net", &["control"]),
     ("crypt", &[]),
     ("disk", &["crypt"]),
-    ("virtio", &["chipset", "disk", "memory", "net", "x86"]),
+    ("workers", &[]),
+    ("virtio", &["chipset", "disk", "memory", "net", "workers", "x86"]),
+    ("nvme", &["chipset", "disk", "memory", "workers", "x86"]),
     // Never an engine: it holds an `Arc<dyn Engine>` that the binary makes.
     (
         "machine",
@@ -34,7 +36,9 @@ const LAYERS: &[(&str, &[&str])] = &[
             "enlightenments",
             "memory",
             "net",
+            "nvme",
             "virtio",
+            "workers",
             "x86",
         ],
     ),

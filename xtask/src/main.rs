@@ -6,6 +6,7 @@
 mod apt;
 mod bench;
 mod boots;
+mod debian;
 mod fuzz;
 mod guests;
 mod layers;
@@ -23,7 +24,7 @@ usage: cargo xtask COMMAND
   check                 rustfmt, clippy with warnings denied, the layers of the workspace
   layers                only the layers: which crate may import which
   guests [--for run]    fetches guest kernels and busybox into cache/ (with `--for run`: what `make run` needs)
-  rootfs NAME           a root file system of Debian's programs: jit, programs, node, stress or make
+  rootfs NAME           a root file system of Debian's programs: jit, programs, node, stress or make; debian: a whole one, on a disk
   test                  builds the release binary, fetches the guests, runs all tests
   boots N [--engine E] [--cpus N]
                         Debian's cloud kernel from start to power-off, N times in a row; on one and two vCPUs in turn
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         ["layers"] => layers::check(&root()),
         ["guests"] => guests::fetch(&root(), guests::For::Everything),
         ["guests", "--for", "run"] => guests::fetch(&root(), guests::For::Run),
+        ["rootfs", debian::NAME] => debian::disk(&root()).map(|disk| println!("{}", disk.display())),
         ["rootfs", name] => rootfs::by_name(&root(), name),
         ["test"] => test(),
         ["bench", rest @ ..] => bench::command(rest),
@@ -119,6 +121,10 @@ fn test() -> Result<()> {
     if let Err(error) = &fetched {
         eprintln!("xtask: SKIPPED: not all guests could be fetched, their tests will not run: {error:#}");
     }
+    let debian = debian::disk(&root());
+    if let Err(error) = &debian {
+        eprintln!("xtask: SKIPPED: there is no Debian on a disk, its tests will not run: {error:#}");
+    }
     let binary = release_binary()?;
     let has_nextest =
         cargo().args(["nextest", "--version"]).output().is_ok_and(|output| output.status.success());
@@ -130,6 +136,9 @@ fn test() -> Result<()> {
     }
     run(command.env("OMBRA_BIN", binary).env("OMBRA_CACHE", guests::cache(&root())))?;
     fuzz::regression()?;
+    if let Err(error) = debian {
+        eprintln!("xtask: all that ran passed, but tests of a Debian on a disk were SKIPPED: {error:#}");
+    }
     if let Err(error) = fetched {
         eprintln!("xtask: all that ran passed, but tests of these guests were SKIPPED: {error:#}");
     }

@@ -123,7 +123,11 @@ pub(crate) type Added<'a> = (&'a str, u32, &'a [u8]);
 pub(crate) fn by_name(root: &Path, name: &str) -> Result<()> {
     let Some(recipe) = ALL.iter().find(|recipe| recipe.name == name) else {
         let names: Vec<_> = ALL.iter().map(|recipe| recipe.name).collect();
-        bail!("no root file system is called `{name}`; there are {}", names.join(", "));
+        bail!(
+            "no root file system is called `{name}`; there are {}, {}",
+            names.join(", "),
+            crate::debian::NAME
+        );
     };
     println!("{}", archive(root, recipe)?.display());
     Ok(())

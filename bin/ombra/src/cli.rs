@@ -88,7 +88,7 @@ pub(crate) struct Run {
         help_heading = "Machine"
     )]
     pub(crate) cpus: u32,
-    /// Disk: FILE[,format=raw|qcow2][,readonly=on][,snapshot=on][,serial=TEXT], or an NBD server's nbd://HOST/NAME or
+    /// Disk: FILE[,bus=virtio|nvme][,format=raw|qcow2][,readonly=on][,snapshot=on][,serial=TEXT], or an NBD server's nbd://HOST/NAME or
     /// nbd+unix:///NAME?socket=PATH; encrypted: [,encrypt=luks|xts|plugin:PATH|nbd:COMMAND][,key-file=PATH|,key-fd=N|,prompt];
     /// may be repeated, up to 16 times
     #[arg(long, value_name = "FILE", alias = "block", help_heading = "Machine")]

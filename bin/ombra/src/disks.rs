@@ -1,11 +1,11 @@
 //! The value of `--disk`: a file and options, separated by commas. A comma in a file's name is written twice.
 
 use crate::keys;
-use control::{DiskConfig, DiskEncryption, DiskFormat, KeySource};
+use control::{DiskBus, DiskConfig, DiskEncryption, DiskFormat, KeySource};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// Bytes of a serial number (VIRTIO 1.2, 5.2.6).
+/// Bytes of a serial number (VIRTIO 1.2, 5.2.6; NVM Express 1.4, 5.15).
 const SERIAL: usize = 20;
 
 /// One disk, as the user names it.
@@ -16,6 +16,11 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
+    /// What the guest finds it behind.
+    pub(crate) fn bus(&self) -> DiskBus {
+        self.config.bus
+    }
+
     /// The image.
     pub(crate) fn file(&self) -> &Path {
         &self.config.file
@@ -218,6 +223,7 @@ impl FromStr for Disk {
             snapshot: false,
             encryption: None,
             serial: None,
+            bus: DiskBus::Virtio,
         };
         let mut encryption = Options::default();
         for (number, part) in parts(text).into_iter().enumerate() {
@@ -235,6 +241,13 @@ impl FromStr for Disk {
                 Some(("snapshot", value)) => disk.snapshot = switch("snapshot", value)?,
                 Some(("serial", value)) if value.len() <= SERIAL => disk.serial = Some(value.to_owned()),
                 Some(("serial", _)) => return Err(format!("a serial number has {SERIAL} bytes at most")),
+                Some(("bus", value)) => {
+                    disk.bus = match value {
+                        "virtio" => DiskBus::Virtio,
+                        "nvme" => DiskBus::Nvme,
+                        _ => return Err(format!("bus is virtio or nvme, not `{value}`")),
+                    };
+                }
                 _ if number > 0 && encryption.take(&part)? => {}
                 // A bare value is a file's name, which may have an equals sign in it.
                 _ if number == 0 => file = Some(part),
@@ -242,7 +255,7 @@ impl FromStr for Disk {
                 _ if part == "snapshot" => disk.snapshot = true,
                 _ => {
                     return Err(format!(
-                        "has no option `{part}`: there are format=raw|qcow2, readonly=on, snapshot=on, serial=TEXT, \
+                        "has no option `{part}`: there are bus=virtio|nvme, format=raw|qcow2, readonly=on, snapshot=on, serial=TEXT, \
                          encrypt=HOW, key-file=PATH, key-fd=N, prompt and plugin-options=TEXT (a comma in a file's name is written twice)"
                     ));
                 }
@@ -277,6 +290,7 @@ mod tests {
             snapshot: false,
             encryption: None,
             serial: None,
+            bus: DiskBus::Virtio,
         };
         assert_eq!(disk("a.img"), plain);
         assert_eq!(disk("path=a.img"), plain);
@@ -291,6 +305,7 @@ mod tests {
         assert!(all.snapshot && !all.read_only);
         assert_eq!(all.serial.as_deref(), Some("12=3"));
         assert!(disk("a,ro").read_only);
+        assert_eq!((disk("a,bus=nvme").bus, disk("a,bus=virtio").bus), (DiskBus::Nvme, DiskBus::Virtio));
     }
 
     #[test]
@@ -320,6 +335,7 @@ mod tests {
         assert!(problem("").contains("wants a file"));
         assert!(problem("readonly=on").contains("wants a file"));
         assert!(problem("a,format=vmdk").contains("`vmdk`"));
+        assert!(problem("a,bus=ide").contains("`ide`"));
         assert!(problem("a,readonly=perhaps").contains("`perhaps`"));
         assert!(problem("a,b").contains("`b`"));
         assert!(problem("a,cache=none").contains("`cache=none`"));

@@ -10,7 +10,7 @@ use crate::initramfs::{self, Contents, Mode};
 use crate::modules::{self, Module};
 use crate::{find, network, stats, terminal};
 use anyhow::{Context, Result};
-use control::{BootConfig, Initramfs, MachineConfig, NetConfig, SerialConfig};
+use control::{BootConfig, DiskBus, Initramfs, MachineConfig, NetConfig, SerialConfig};
 use engine::{Engine, EngineError, Setup};
 use interpreter::Interpreter;
 use machine::{Machine, Outcome, Stream, Streams};
@@ -182,7 +182,8 @@ fn initramfs(
 /// The kernel modules that the guest needs for what the flags give it, and those that are asked for.
 fn modules(flags: &Run, kernel: &Path, nets: &[NetConfig]) -> Result<Vec<Module>> {
     let mut names: Vec<&str> = Vec::new();
-    if !flags.disk.is_empty() {
+    let has = |bus| flags.disk.iter().any(|disk| disk.bus() == bus);
+    if has(DiskBus::Virtio) {
         names.push("virtio_blk");
     }
     if !nets.is_empty() {
@@ -192,6 +193,9 @@ fn modules(flags: &Run, kernel: &Path, nets: &[NetConfig]) -> Result<Vec<Module>
     }
     if !names.is_empty() {
         names.insert(0, "virtio_pci");
+    }
+    if has(DiskBus::Nvme) {
+        names.push("nvme");
     }
     modules::find(kernel, &names, &flags.module)
 }

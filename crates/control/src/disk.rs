@@ -18,6 +18,19 @@ pub struct DiskConfig {
     pub encryption: Option<DiskEncryption>,
     /// What the guest sees as its serial number, of up to 20 bytes.
     pub serial: Option<String>,
+    /// What the guest finds it behind.
+    #[serde(default)]
+    pub bus: DiskBus,
+}
+
+/// What a guest finds a disk behind.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub enum DiskBus {
+    /// virtio-blk.
+    #[default]
+    Virtio,
+    /// An NVM Express controller of its own.
+    Nvme,
 }
 
 /// How an image's bytes are arranged.

@@ -6,7 +6,7 @@ mod disk;
 mod enlightenments;
 mod net;
 
-pub use disk::{DiskConfig, DiskEncryption, DiskFormat, KeySource};
+pub use disk::{DiskBus, DiskConfig, DiskEncryption, DiskFormat, KeySource};
 pub use enlightenments::{Enlightenments, Parts};
 pub use net::{Forward, NetBackend, NetConfig, Protocol, UserNet};
 
@@ -36,7 +36,7 @@ pub struct MachineConfig {
     pub serial: [Option<SerialConfig>; 4],
     /// A guest reboot ends the run instead of resetting the machine.
     pub no_reboot: bool,
-    /// Disks (virtio-blk), in the order in which the guest finds them; 16 at most.
+    /// Disks, in the order in which the guest finds them; 16 at most.
     pub disks: Vec<DiskConfig>,
     /// Network cards (virtio-net), in the order in which the guest finds them.
     pub nets: Vec<NetConfig>,

@@ -2,8 +2,8 @@
 //!
 //! [`open`] makes a [`Layer`] of what a user has named: a raw file or block device ([`rawfile`]), or a qcow2 image with whatever it is
 //! backed by ([`qcow2`]), under a temporary overlay where nothing is to be kept; above all that what decrypts it ([`encrypted`]); or a disk that
-//! a server of another process has ([`nbd`]). [`make`] makes new images and copies them. Front ends (virtio-blk) read and write layers from
-//! their own threads.
+//! a server of another process has ([`nbd`]). [`make`] makes new images and copies them. Front ends (virtio-blk, NVMe) read and write
+//! layers from their own threads, through [`Requests`].
 //!
 //! # I/O model
 //! Synchronous: every call returns when the host has done it, and any number of threads may call at once. What has been written is on
@@ -36,10 +36,12 @@ pub mod make;
 pub mod nbd;
 pub mod qcow2;
 pub mod rawfile;
+mod requests;
 #[cfg(test)]
 mod tests;
 
 pub use error::{DiskError, OpenError};
+pub use requests::{Buffer, Failed, Requests};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -16,8 +16,8 @@ use crate::pci::PciSlots;
 use crate::platform::Board;
 use crate::serial;
 use crate::streams::{Output, Streams, Writer};
-use crate::virtio;
 use crate::windows::Windows;
+use crate::{disks, virtio};
 use chipset::apic::{Attention, IOAPIC_BASE, IOAPIC_PINS, IOAPIC_SIZE, IoApic, Lapics, Processor};
 use chipset::bus::Shared;
 use chipset::hpet::{Hpet, LegacyRoute, PIT_PIN, RTC_PIN};
@@ -42,6 +42,7 @@ use memory::GuestMemory;
 use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
+use workers::OnPanic;
 
 /// ISA interrupts, as every PC has them; serial ports' are in [`COM_PORTS`].
 mod irq {
@@ -172,6 +173,12 @@ impl Slot<'_> {
         claim(&mut self.memory, device, places)
     }
 
+    /// What a device's thread calls when it panics: the machine ends.
+    pub(crate) fn on_panic(&self) -> OnPanic {
+        let control = Arc::clone(self.parts.control);
+        Arc::new(move |what| control.end(Ending::Failed(MachineError::Panicked { what })))
+    }
+
     /// Takes part in the machine's resets from now on.
     pub(crate) fn keep<D: Device + 'static>(&mut self, device: &Arc<Mutex<D>>) {
         let device: Shared<dyn Device> = device.clone();
@@ -210,6 +217,7 @@ const KINDS: &[Attach] = &[
     attach_hpet,
     attach_pci,
     serial::attach,
+    disks::attach,
     virtio::attach,
     attach_test_devices,
 ];

@@ -8,7 +8,7 @@
 //! | `events` | the event loop: alarms and host file descriptors |
 //! | `streams`, `serial` | the host's side of serial ports; how the two meet |
 //! | `board`, `gsi` | the devices as a list, and how each is wired |
-//! | `pci`, `virtio` | what plugs into PCI |
+//! | `pci`, `disks`, `virtio` | what plugs into PCI |
 //! | `platform` | what a vCPU sees of all that |
 //! | `windows` | being told when a vCPU can take an event |
 //! | `report` | what a run has counted |
@@ -41,6 +41,7 @@ pub mod boot;
 pub mod clock;
 
 pub mod cpuid;
+mod disks;
 mod ending;
 mod events;
 mod gsi;
@@ -56,9 +57,9 @@ mod vm;
 mod windows;
 
 pub use chipset::mux::{LineState, Mux, Route};
+pub use disks::image;
 pub use report::Report;
 pub use streams::{Input, QUEUE_LIMIT, Stream, Streams};
-pub use virtio::image;
 pub use vm::{Handle, Machine, Outcome};
 pub use windows::{EventWindow, WindowRequest};
 

@@ -10,9 +10,8 @@
 use crate::interrupt::Signals;
 use crate::queue::{Broken, Queue};
 use chipset::{RestoreError, Saved};
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::Instant;
+pub use workers::{Next, Wakes};
 
 /// Device types (VIRTIO 1.2, 5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,24 +102,4 @@ pub trait Work: Send {
     fn run(&mut self, queues: &mut [Queue]) -> Result<Next, Broken>;
     /// What wakes it besides doorbells.
     fn wakes(&self) -> Wakes<'_>;
-}
-
-/// When [`Work::run`] wants to be called next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Next {
-    /// When it is woken.
-    Wait,
-    /// At once: there is more to do.
-    Again,
-}
-
-/// What wakes a work besides doorbells.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Wakes<'a> {
-    /// Input on this.
-    pub input: Option<BorrowedFd<'a>>,
-    /// Room for output on this.
-    pub output: Option<BorrowedFd<'a>>,
-    /// This moment.
-    pub at: Option<Instant>,
 }

@@ -5,7 +5,7 @@
 //! | [`device`] | what a kind of device has to be, and what it may rely on: **start here to write one** |
 //! | `queue`, `request` | a ring and what comes out of it, over `virtio-queue` |
 //! | `interrupt` | how a device tells its driver something |
-//! | `threads` | who does the devices' work |
+//! | `threads` | who does the devices' work, over `workers` |
 //! | [`pci`] | the transport: registers, features, life |
 //! | [`block`] | disks |
 //! | [`net`] | network card |
@@ -41,4 +41,4 @@ mod threads;
 pub use interrupt::Signals;
 pub use queue::{Broken, Queue};
 pub use request::Request;
-pub use threads::{OnPanic, Staff};
+pub use workers::{OnPanic, Staff};

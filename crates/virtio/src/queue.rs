@@ -15,16 +15,13 @@ use memory::{Dma, GuestMemory};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue as Ring, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use workers::{Idle, Pace};
 
 /// Requests that [`Queue::serve`] does before it lets its thread look around.
 const AT_ONCE: usize = 256;
-
-/// How long a request that is done waits for others before the driver is told.
-const SILENCE: Duration = Duration::from_micros(100);
 
 /// What a driver has done to a ring so that a device can't go on with it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -64,6 +61,7 @@ pub struct Queue {
     signals: Arc<Signals>,
     /// Something has been given back since the driver was last told, or found not to want that.
     has_news: bool,
+    pace: Pace,
 }
 
 /// A device's view of guest memory, which has no `Debug`.
@@ -115,6 +113,7 @@ impl Queue {
             memory: Memory(memory.clone()),
             signals: Arc::clone(signals),
             has_news: false,
+            pace: Pace::default(),
         })
     }
 
@@ -192,6 +191,7 @@ impl Queue {
     /// # Errors
     /// [`Broken::Ring`].
     pub fn signal(&mut self) -> Result<(), Broken> {
+        self.pace.told();
         if !std::mem::take(&mut self.has_news) {
             return Ok(());
         }
@@ -226,8 +226,24 @@ impl Queue {
         self.ring.enable_notification(&self.dma).map_err(|_| Broken::Ring)
     }
 
+    /// What the driver has not seen the end of, and how much of that has been given back, as far as it says what it has seen.
+    fn flight(&self) -> Result<Option<(u32, u32)>, Broken> {
+        if !self.ring.event_idx_enabled() {
+            return Ok(None);
+        }
+        let size = self.ring.size();
+        let available = self.ring.avail_idx(&self.dma, Ordering::Acquire).map_err(|_| Broken::Ring)?.0;
+        // `used_event` lies behind the available ring's entries (2.7.6).
+        let at = self.ring.avail_ring() + 4 + 2 * u64::from(size);
+        let seen: u16 = self.dma.load(GuestAddress(at), Ordering::Relaxed).map_err(|_| Broken::Ring)?;
+        let seen = u16::from_le(seen);
+        let (flight, done) = (available.wrapping_sub(seen), self.ring.next_used().wrapping_sub(seen));
+        // While it is looking, a driver may write anything there: Linux writes zero.
+        Ok((seen != 0 && done <= flight && flight <= size).then_some((flight.into(), done.into())))
+    }
+
     /// Takes requests out one after the other and gives each back with as many bytes as `each` says it has written to it,
-    /// until there are none or many have been done. Interrupts at the end, and before where that takes long.
+    /// until there are none or many have been done. Interrupts at the queue's [`Pace`].
     ///
     /// # Errors
     /// [`Broken`], from the ring or from `each`.
@@ -235,29 +251,33 @@ impl Queue {
         &mut self,
         mut each: impl FnMut(&mut Request) -> Result<u32, Broken>,
     ) -> Result<Next, Broken> {
-        let mut next = Next::Again;
-        let mut told = Instant::now();
         self.mute_doorbell()?;
-        for _ in 0..AT_ONCE {
-            match self.pop()? {
-                Some(mut request) => {
-                    let written = each(&mut request)?;
-                    self.push(request.head(), written)?;
-                    if told.elapsed() > SILENCE {
-                        self.signal()?;
-                        told = Instant::now();
-                    }
+        let mut done = 0;
+        while done < AT_ONCE {
+            if let Some(mut request) = self.pop()? {
+                let written = each(&mut request)?;
+                self.push(request.head(), written)?;
+                done += 1;
+                if match self.flight()? {
+                    Some((flight, done)) => self.pace.done(done, flight),
+                    None => self.pace.done(1, 1),
+                } {
+                    self.signal()?;
                 }
-                None => {
+                continue;
+            }
+            match self.pace.idle() {
+                Idle::Tell => self.signal()?,
+                Idle::Look => std::hint::spin_loop(),
+                Idle::Sleep => {
                     if !self.want_doorbell()? {
-                        next = Next::Wait;
-                        break;
+                        return Ok(Next::Wait);
                     }
                     self.mute_doorbell()?;
                 }
             }
         }
         self.signal()?;
-        Ok(next)
+        Ok(Next::Again)
     }
 }

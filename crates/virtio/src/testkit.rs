@@ -1,8 +1,8 @@
 //! What the tests of this crate share: a board around one transport, and a driver that writes rings by hand.
 
+use crate::Staff;
 use crate::device::Device;
 use crate::pci::{Transport, Wiring};
-use crate::threads::Staff;
 use chipset::pci::{Decoder, PciFunction};
 use chipset::{At, BusDevice, Line, LineSink, Msi, MsiSink, WindowId};
 use memory::{GuestMemory, Layout, Region};

@@ -17,14 +17,15 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_qcow2_disk_shows_what_it_is_backed_by_and_leaves_it_alone", DISKS, backed),
     ("a_snapshot_takes_writes_and_forgets_them", DISKS, snapshot),
     ("a_disk_has_a_ring_for_each_vcpu_and_works_without_messages", DISKS, interrupts),
-    ("sixteen_disks_are_found_in_order", DISKS, sixteen),
+    ("a_disk_behind_nvme_works_with_and_without_messages", DISKS, nvme),
+    ("sixteen_disks_on_both_buses_are_found_in_order", DISKS, sixteen),
     ("discarded_blocks_take_no_space", DISKS, discard),
     ("an_error_of_the_host_is_one_of_the_guest_and_a_line", DISKS, error),
     ("the_hosts_random_bytes_reach_the_guest", DISKS, random),
 ];
 
 /// The modules come from the kernel's own folder.
-const DISKS: &[&str] = &["cloud/vmlinuz", "cloud/modules", "busybox"];
+pub(crate) const DISKS: &[&str] = &["cloud/vmlinuz", "cloud/modules", "busybox"];
 
 const MIB: u64 = 1 << 20;
 
@@ -33,13 +34,13 @@ fn numbers(len: usize) -> Vec<u8> {
     (1..).flat_map(|number: u64| format!("{number}\n").into_bytes()).take(len).collect()
 }
 
-fn raw_file(folder: &TempDir, name: &str, len: u64) -> PathBuf {
+pub(crate) fn raw_file(folder: &TempDir, name: &str, len: u64) -> PathBuf {
     let path = folder.path().join(name);
     fs::File::create(&path).and_then(|file| file.set_len(len)).expect("a file");
     path
 }
 
-fn qcow2_file(folder: &TempDir, name: &str, len: u64, backing: Option<&str>) -> PathBuf {
+pub(crate) fn qcow2_file(folder: &TempDir, name: &str, len: u64, backing: Option<&str>) -> PathBuf {
     let path = folder.path().join(name);
     let storage = Storage::create_open(StorageCreateOptions::new().filename(&path)).expect("a file");
     let mut builder = Qcow2CreateBuilder::<Storage>::new(storage).size(len);
@@ -51,7 +52,7 @@ fn qcow2_file(folder: &TempDir, name: &str, len: u64, backing: Option<&str>) -> 
 }
 
 /// QEMU's own opinion of an image, where its tool is there.
-fn check(path: &Path) {
+pub(crate) fn check(path: &Path) {
     match Command::new("qemu-img").arg("check").arg(path).output() {
         Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout)),
         Err(error) => eprintln!("SKIPPED qemu-img check of {}: {error}", path.display()),
@@ -73,7 +74,7 @@ fn succeeded(ended: &Ended) {
     assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{}", ended.text());
 }
 
-fn disk(path: &Path) -> String {
+pub(crate) fn disk(path: &Path) -> String {
     path.display().to_string()
 }
 
@@ -166,45 +167,93 @@ fn interrupts(guests: &Guests) {
     }
 }
 
+fn nvme(guests: &Guests) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = raw_file(&folder, "disk", 16 * MIB);
+    let flag = format!("{},bus=nvme,serial=ombra-1", disk(&path));
+    let script = "cat /sys/class/nvme/nvme0/serial; ls /sys/block/nvme0n1/mq | wc -l
+        grep -c MSI.*nvme0q /proc/interrupts || true
+        seq 1 1000000 | dd of=/dev/nvme0n1 bs=64k seek=48 count=32 iflag=fullblock conv=fsync 2>/dev/null
+        echo 3 > /proc/sys/vm/drop_caches
+        (taskset 1 sha256sum /dev/nvme0n1 & taskset 2 sha256sum /dev/nvme0n1; wait) | uniq | wc -l
+        dd if=/dev/nvme0n1 bs=1M skip=3 count=2 2>/dev/null | head -c 20";
+    // Without messages Linux makes one pair of queues.
+    for (more, queues) in [("", "2\n3"), ("pci=nomsi", "1\n0")] {
+        let mut flags = vec!["--cpus", "2"];
+        if !more.is_empty() {
+            flags.extend(["--cmdline", more]);
+        }
+        let ended = guest(guests, &flags, std::slice::from_ref(&flag), script);
+        succeeded(&ended);
+        let expected = format!("ombra-1             \n{queues}\n1\n1\n2\n3\n4\n5\n6\n7\n8\n9\n10");
+        assert_eq!(ended.text(), expected, "{more}");
+        let bytes = fs::read(&path).expect("read");
+        assert!(bytes[3 << 20..5 << 20] == numbers(2 << 20), "the pattern is where it was written");
+        assert!(bytes[..3 << 20].iter().chain(&bytes[5 << 20..]).all(|byte| *byte == 0), "and nowhere else");
+    }
+}
+
 fn sixteen(guests: &Guests) {
     let folder = tempfile::tempdir().expect("a folder");
-    let disks: Vec<String> =
-        (1..=16).map(|number| disk(&raw_file(&folder, &format!("disk{number}"), number * MIB))).collect();
-    let script = "for disk in a b c d e f g h i j k l m n o p; do cat /sys/block/vd$disk/size; done";
+    let disks: Vec<String> = (1..=16)
+        .map(|number| {
+            let file = disk(&raw_file(&folder, &format!("disk{number}"), number * MIB));
+            if number % 2 == 0 { format!("{file},bus=nvme") } else { file }
+        })
+        .collect();
+    // Controllers are looked for side by side: their names follow no order, the devices' places do.
+    let script = "for disk in a b c d e f g h; do cat /sys/block/vd$disk/size; done
+        for slot in 2 4 6 8 a c e 10; do cat /sys/bus/pci/devices/0000:00:0$slot.0/nvme/nvme*/nvme*n1/size 2>/dev/null ||
+            cat /sys/bus/pci/devices/0000:00:$slot.0/nvme/nvme*/nvme*n1/size; done";
     let ended = guest(guests, &[], &disks, script);
     succeeded(&ended);
     let sizes: Vec<u64> = ended.text().lines().map(|line| line.parse().expect("a number")).collect();
-    assert_eq!(sizes, (1..=16).map(|number| number * 2048).collect::<Vec<_>>());
+    let numbers = (1..=16).step_by(2).chain((2..=16).step_by(2));
+    assert_eq!(sizes, numbers.map(|number| number * 2048).collect::<Vec<_>>());
 }
 
 fn discard(guests: &Guests) {
     use std::os::unix::fs::MetadataExt;
     let folder = tempfile::tempdir().expect("a folder");
     let path = raw_file(&folder, "disk", 8 * MIB);
-    fs::write(&path, numbers(8 << 20)).expect("written");
-    let script = "blkdiscard -o 0 -l 4194304 /dev/vda; cat /sys/block/vda/queue/discard_max_bytes; sync";
-    let ended = guest(guests, &[], &[disk(&path)], script);
+    let other = raw_file(&folder, "other", 8 * MIB);
+    for path in [&path, &other] {
+        fs::write(path, numbers(8 << 20)).expect("written");
+    }
+    let script = "for disk in vda nvme0n1; do
+            blkdiscard -o 0 -l 4194304 /dev/$disk; cat /sys/block/$disk/queue/discard_max_bytes
+        done; sync";
+    let ended = guest(guests, &[], &[disk(&path), format!("{},bus=nvme", disk(&other))], script);
     succeeded(&ended);
-    assert_eq!(ended.text(), "1073741824\n");
-    let bytes = fs::read(&path).expect("read");
-    assert!(bytes[4 << 20..] == numbers(8 << 20)[4 << 20..], "what was not discarded is there");
-    // File systems that can't make holes leave the bytes.
-    if bytes[0] == 0 {
-        assert!(fs::metadata(&path).expect("there").blocks() <= 9 << 10);
+    assert_eq!(ended.text(), "1073741824\n2199023255040\n");
+    for path in [path, other] {
+        let bytes = fs::read(&path).expect("read");
+        assert!(bytes[4 << 20..] == numbers(8 << 20)[4 << 20..], "what was not discarded is there");
+        // File systems that can't make holes leave the bytes.
+        if bytes[0] == 0 {
+            assert!(fs::metadata(&path).expect("there").blocks() <= 9 << 10);
+        }
     }
 }
 
 fn error(guests: &Guests) {
+    for (bus, name) in [("virtio", "vda"), ("nvme", "nvme0n1")] {
+        cut_short(guests, bus, name);
+    }
+}
+
+/// A file that becomes shorter.
+fn cut_short(guests: &Guests, bus: &str, name: &str) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = raw_file(&folder, "disk", 8 * MIB);
     let mut command = guests.ombra();
-    command.arg("--disk").arg(&path);
+    command.arg("--disk").arg(format!("{},bus={bus}", disk(&path)));
     // The host cuts the file when the guest says that it is up.
-    let script = "echo up; until [ -e /gone ]; do
+    let script = "disk=/dev/$0; echo up; until [ -e /gone ]; do
             echo 3 > /proc/sys/vm/drop_caches
-            dd if=/dev/vda of=/dev/null bs=4k skip=1024 count=1 2>/dev/null || touch /gone
-        done; dd if=/dev/vda of=/dev/null bs=4k count=1 2>/dev/null && echo alive";
-    command.args(["--", "sh", "-c", script]);
+            dd if=$disk of=/dev/null bs=4k skip=1024 count=1 2>/dev/null || touch /gone
+        done; dd if=$disk of=/dev/null bs=4k count=1 2>/dev/null && echo alive";
+    command.args(["--", "sh", "-c", script, name]);
     let cut = path.clone();
     let ended = crate::process::run_and(&mut command, "up", move || {
         fs::OpenOptions::new().write(true).open(&cut).and_then(|file| file.set_len(MIB)).expect("cut");

@@ -8,11 +8,13 @@
 
 mod archive;
 mod commands;
+mod debian;
 mod disks;
 mod enlightenments;
 mod jits;
 mod kernels;
 mod lifecycle;
+mod losses;
 mod network;
 mod patching;
 mod process;
@@ -59,6 +61,8 @@ const LONG: &[&str] = &[
     "a_parallel_make_builds_what_it_should_on_two_four_and_eight_vcpus",
     "a_kernel_finds_kvms_interface_on_eight_vcpus",
     "a_kernel_finds_hyperv_on_eight_vcpus",
+    "what_was_synced_survives_twenty_kills",
+    "debian_boots_from_virtio_with_its_own_initramfs_takes_ssh_and_ends_clean",
 ];
 
 /// What most tests need.
@@ -81,8 +85,10 @@ fn main() -> ExitCode {
         patching::TESTS,
         jits::TESTS,
         disks::TESTS,
+        losses::TESTS,
         stress::TESTS,
         enlightenments::TESTS,
+        debian::TESTS,
     ];
     let mut trials = Vec::new();
     for &(name, files, test) in tests.into_iter().flatten() {
@@ -124,6 +130,9 @@ fn main() -> ExitCode {
 /// What makes a missing file.
 fn source(path: &Path) -> String {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    if path.parent().is_some_and(|folder| folder.ends_with("guests/debian")) {
+        return "`cargo xtask rootfs debian` makes it".to_owned();
+    }
     match name.strip_prefix("rootfs-") {
         Some(name) => format!("`cargo xtask rootfs {name}` makes it"),
         None => "`cargo xtask guests` fetches it".to_owned(),

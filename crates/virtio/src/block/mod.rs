@@ -18,7 +18,7 @@ mod tests;
 
 use crate::device::{Device, Job, Kind, Start};
 use chipset::{RestoreError, Saved};
-use disk::Layer;
+use disk::{Layer, Requests};
 use serve::{Server, Shared};
 use spec::{Config, ID_BYTES, feature};
 use std::sync::Arc;
@@ -43,7 +43,7 @@ impl Block {
             *place = byte;
         }
         let config = Config { sectors: layer.info().sectors, segments: SEGMENTS, queues: queues.max(1) };
-        Self { shared: Arc::new(Shared::new(layer, name, id)), config }
+        Self { shared: Arc::new(Shared { disk: Requests::new(layer, name), id }), config }
     }
 }
 
@@ -58,7 +58,7 @@ impl Device for Block {
 
     fn features(&self) -> u64 {
         let always = feature::SEG_MAX | feature::BLOCK_SIZE | feature::FLUSH | feature::QUEUES;
-        let more = if self.shared.layer.info().read_only {
+        let more = if self.shared.disk.info().read_only {
             feature::READ_ONLY
         } else {
             feature::DISCARD | feature::WRITE_ZEROES

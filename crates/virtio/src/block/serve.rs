@@ -1,70 +1,48 @@
-//! What a disk's threads do: one request after the other.
-//!
-//! Locks: one for what has been said on stderr, a leaf.
+//! What a disk's threads do: one request after the other, by [`disk::Requests`].
 
 use super::spec::{HEADER_BYTES, ID_BYTES, MOST_RANGES, MOST_SECTORS, RANGE_BYTES, Status, UNMAP, kind};
 use crate::device::{Next, Wakes, Work};
 use crate::queue::{Broken, Queue};
 use crate::request::Request;
-use disk::{DiskError, Layer, SECTOR_BYTES, Sector};
-use std::io::ErrorKind;
-use std::sync::{Arc, Mutex, PoisonError};
-
-/// Bytes that are copied at once.
-const PIECE: usize = 256 << 10;
+use disk::{Buffer, Failed, Requests, Sector};
+use memory::MemoryError;
+use std::sync::Arc;
 
 /// What a disk's threads share.
 pub(super) struct Shared {
-    pub(super) layer: Arc<dyn Layer>,
-    /// For messages.
-    name: String,
-    id: [u8; ID_BYTES],
-    /// Failures that have been told.
-    told: Mutex<Vec<(&'static str, ErrorKind)>>,
+    pub(super) disk: Requests,
+    pub(super) id: [u8; ID_BYTES],
 }
 
-impl Shared {
-    pub(super) fn new(layer: Arc<dyn Layer>, name: String, id: [u8; ID_BYTES]) -> Self {
-        Self { layer, name, id, told: Mutex::default() }
-    }
+/// A request that fails, as the driver is told.
+struct Failure(Status);
 
-    /// One line for each kind of failure; a guest that tries again and again fills no log.
-    fn tell(&self, doing: &'static str, error: &std::io::Error) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if !told.contains(&(doing, error.kind())) {
-            told.push((doing, error.kind()));
-            tracing::error!("{}: {doing} failed, the guest sees an I/O error: {error}", self.name);
-        }
+impl From<MemoryError> for Failure {
+    fn from(_: MemoryError) -> Self {
+        WRONG
     }
 }
 
-/// A request that fails, and how.
-enum Failure {
-    /// As the driver is told.
-    Status(Status),
-    /// The layer.
-    Disk(&'static str, DiskError),
-}
-
-impl From<memory::MemoryError> for Failure {
-    fn from(_: memory::MemoryError) -> Self {
-        Self::Status(Status::IoError)
+/// Whatever it was: the standard has no more to say.
+impl From<Failed<MemoryError>> for Failure {
+    fn from(_: Failed<MemoryError>) -> Self {
+        WRONG
     }
 }
 
-const WRONG: Failure = Failure::Status(Status::IoError);
+const WRONG: Failure = Failure(Status::IoError);
 
 /// One thread's work.
 pub(super) struct Server {
     shared: Arc<Shared>,
     /// The driver doesn't flush.
     writes_through: bool,
-    buffer: Vec<u8>,
+    buffer: Buffer,
 }
 
 impl Server {
     pub(super) fn new(shared: Arc<Shared>, writes_through: bool) -> Self {
-        Self { shared, writes_through, buffer: Vec::new() }
+        Self { shared, writes_through, buffer: Buffer::default() }
     }
 
     fn serve(&mut self, request: &mut Request) -> u32 {
@@ -74,13 +52,7 @@ impl Server {
         }
         let status = match self.run(request) {
             Ok(()) => Status::Ok,
-            Err(Failure::Status(status)) => status,
-            Err(Failure::Disk(doing, error)) => {
-                if let DiskError::Host(error) = &error {
-                    self.shared.tell(doing, error);
-                }
-                Status::IoError
-            }
+            Err(Failure(status)) => status,
         };
         // The status is the last byte, wherever the data ended.
         request.skip(request.writable().saturating_sub(1));
@@ -108,48 +80,25 @@ impl Server {
                 Ok(())
             }
             kind::DISCARD | kind::WRITE_ZEROES => self.ranges(request, kind),
-            _ => Err(Failure::Status(Status::Unsupported)),
+            _ => Err(Failure(Status::Unsupported)),
         }
     }
 
-    /// Whether so many bytes from a sector on are sectors of the disk.
-    fn check(&self, sector: Sector, bytes: u64) -> Result<(), Failure> {
-        let sectors = self.shared.layer.info().sectors;
-        let fits = bytes.is_multiple_of(SECTOR_BYTES)
-            && sector.0.checked_add(bytes / SECTOR_BYTES).is_some_and(|end| end <= sectors);
-        if fits { Ok(()) } else { Err(WRONG) }
+    fn read(&mut self, request: &mut Request, sector: Sector) -> Result<(), Failure> {
+        let bytes = request.writable() - 1;
+        let give = |piece: &[u8]| request.write(piece).map(drop);
+        Ok(self.shared.disk.read(&mut self.buffer, sector, bytes, give)?)
     }
 
-    fn read(&mut self, request: &mut Request, mut sector: Sector) -> Result<(), Failure> {
-        let mut left = request.writable() - 1;
-        self.check(sector, left)?;
-        while left > 0 {
-            let len = left.min(PIECE as u64) as usize;
-            let piece = piece(&mut self.buffer, len);
-            self.shared.layer.read(sector, piece).map_err(|error| Failure::Disk("reading", error))?;
-            request.write(piece)?;
-            sector.0 += len as u64 / SECTOR_BYTES;
-            left -= len as u64;
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, request: &mut Request, mut sector: Sector) -> Result<(), Failure> {
-        let mut left = request.readable();
-        self.check(sector, left)?;
-        while left > 0 {
-            let len = left.min(PIECE as u64) as usize;
-            let piece = piece(&mut self.buffer, len);
-            request.read(piece)?;
-            self.shared.layer.write(sector, piece).map_err(|error| Failure::Disk("writing", error))?;
-            sector.0 += len as u64 / SECTOR_BYTES;
-            left -= len as u64;
-        }
+    fn write(&mut self, request: &mut Request, sector: Sector) -> Result<(), Failure> {
+        let bytes = request.readable();
+        let take = |piece: &mut [u8]| request.read(piece).map(drop);
+        self.shared.disk.write(&mut self.buffer, sector, bytes, take)?;
         if self.writes_through { self.flush() } else { Ok(()) }
     }
 
     fn flush(&self) -> Result<(), Failure> {
-        self.shared.layer.flush().map_err(|error| Failure::Disk("flushing", error))
+        Ok(self.shared.disk.flush()?)
     }
 
     /// Discards, or writes zeroes (5.2.6.2: several ranges, what is wrong with them in this order).
@@ -167,18 +116,16 @@ impl Server {
             let sector = Sector(u64::from(word(range, 0)) | u64::from(word(range, 4)) << 32);
             let (count, flags) = (word(range, 8), word(range, 12));
             if flags & !UNMAP != 0 || flags != 0 && kind == kind::DISCARD {
-                return Err(Failure::Status(Status::Unsupported));
+                return Err(Failure(Status::Unsupported));
             }
             if count > MOST_SECTORS {
                 return Err(WRONG);
             }
-            self.check(sector, u64::from(count) * SECTOR_BYTES)?;
-            let (doing, done) = if kind == kind::DISCARD {
-                ("discarding", self.shared.layer.discard(sector, count.into()))
+            if kind == kind::DISCARD {
+                self.shared.disk.discard(sector, count.into())?;
             } else {
-                ("zeroing", self.shared.layer.zero(sector, count.into(), flags & UNMAP != 0))
-            };
-            done.map_err(|error| Failure::Disk(doing, error))?;
+                self.shared.disk.zero(sector, count.into(), flags & UNMAP != 0)?;
+            }
         }
         if self.writes_through { self.flush() } else { Ok(()) }
     }
@@ -198,14 +145,6 @@ impl Work for Server {
     fn wakes(&self) -> Wakes<'_> {
         Wakes::default()
     }
-}
-
-/// So many bytes of a buffer that grows to what is needed.
-fn piece(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
-    if buffer.len() < len {
-        buffer.resize(len, 0);
-    }
-    &mut buffer[..len]
 }
 
 fn word(bytes: &[u8], at: usize) -> u32 {

@@ -1,6 +1,6 @@
 use super::*;
+use crate::Staff;
 use crate::testkit::{Board, NEXT, VERSION_1, WRITE};
-use crate::threads::Staff;
 use disk::{DiskError, LayerInfo, Sector};
 use std::io;
 use std::sync::Mutex;

@@ -1,8 +1,8 @@
 //! The card between a driver that writes rings by hand, and a backend that remembers.
 
 use super::*;
+use crate::Staff;
 use crate::testkit::{Board, NEXT, VERSION_1, WRITE};
-use crate::threads::Staff;
 use ::net::{Busy, PartialChecksum, Segment, SegmentKind};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

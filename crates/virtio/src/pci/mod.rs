@@ -19,13 +19,14 @@ mod tests;
 use crate::device::{Device, Start};
 use crate::interrupt::Signals;
 use crate::queue::Queue;
-use crate::threads::{OnPanic, Staff, Threads};
+use crate::threads::Threads;
 use chipset::pci::{Decode, Endpoint, Identity, Interrupts, PciFunction};
 use chipset::{At, BusDevice, BusFault, Line, MsiSink, WindowId};
 use memory::GuestMemory;
 use registers::Registers;
 use spec::{capability, common, feature};
 use std::sync::Arc;
+use workers::{OnPanic, Staff};
 
 /// Bytes of a transport's base address, which also is its alignment.
 pub const BAR_BYTES: u32 = spec::BAR_BYTES;
