@@ -67,6 +67,7 @@ fn cpuid() -> &'static Cpuid {
             cpus: 1,
             tsc_hz: 2_000_000_000,
             la57: true,
+            mwait: false,
             mitigations: machine::cpuid::Mitigations::Off,
         };
         machine::cpuid::build(&machine::cpuid::host, options)
