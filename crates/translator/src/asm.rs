@@ -112,7 +112,19 @@ pub(crate) struct Asm {
 impl Asm {
     /// Code that will run at `base`.
     pub(crate) fn new(base: u64) -> Self {
-        Self { base, bytes: Vec::with_capacity(1024), relocations: Vec::with_capacity(32), pinned: false }
+        Self::with(base, Vec::new())
+    }
+
+    /// The same in memory that is there.
+    pub(crate) fn with(base: u64, mut bytes: Vec<u8>) -> Self {
+        bytes.clear();
+        bytes.reserve(1024);
+        Self { base, bytes, relocations: Vec::with_capacity(32), pinned: false }
+    }
+
+    /// The code.
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {

@@ -31,7 +31,7 @@ mod renew;
 
 use crate::asm::{Moved, Relocation};
 use crate::cells::Cells;
-use crate::emit::{self, Features, Mark, Mode, Request, Source, Translation};
+use crate::emit::{self, Desk, Features, Mark, Mode, Request, Source, Translation};
 use crate::raw::code::CodeMemory;
 use crate::raw::enter::ContextCell;
 use crate::stubs::{self, Stubs};
@@ -117,8 +117,8 @@ impl Block {
         std::iter::once((self.key.at, head)).chain(second)
     }
 
-    /// Takes over what a translation is made of.
-    fn describe(&mut self, bytes: &[u8], soft: Vec<u16>, made: Translation) {
+    /// Takes over what a translation is made of, and gives back the memory of its code.
+    fn describe(&mut self, bytes: &[u8], soft: Vec<u16>, made: Translation) -> Vec<u8> {
         let base = self.entry;
         let links = made.links.iter().map(|site| Link {
             jump: base + u64::from(site.jump),
@@ -135,6 +135,7 @@ impl Block {
         self.counted = made.instructions - u16::from(made.ends_interpreted);
         self.relocations = made.relocations;
         self.soft = soft;
+        made.code
     }
 
     /// The granules of a page that it depends on without looking.
@@ -209,6 +210,7 @@ pub(crate) struct Cache {
     code: CodeMemory,
     pub(crate) stubs: Stubs,
     features: Features,
+    desk: Desk,
     blocks: Vec<Block>,
     /// Numbers of blocks that are evicted.
     free: Vec<BlockId>,
@@ -234,6 +236,7 @@ impl Cache {
             code,
             stubs,
             features,
+            desk: Desk::new(),
             blocks: Vec::new(),
             free: Vec::new(),
             regions: Default::default(),
@@ -316,7 +319,7 @@ impl Cache {
             let second_cell = second.map(|second| self.cell(next_page(rip, mode), mode, second, context));
             self.cells.keep(None);
             let block = self.next_id();
-            let made = emit::translate(&Request {
+            let request = Request {
                 bytes,
                 rip,
                 mode,
@@ -328,7 +331,8 @@ impl Cache {
                 first_link: block * MOST_LINKS,
                 features: self.features,
                 source,
-            })?;
+            };
+            let made = emit::translate(&request, &mut self.desk)?;
             if made.links.len() > MOST_LINKS as usize {
                 return None;
             }
@@ -394,7 +398,7 @@ impl Cache {
             twin: id,
             remembered: false,
         };
-        block.describe(bytes, Vec::new(), made);
+        self.desk.recycle(block.describe(bytes, Vec::new(), made));
         self.enter(block);
         if let Some((second, cell)) = second {
             self.cells.hold(cell, id);

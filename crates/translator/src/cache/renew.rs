@@ -34,7 +34,7 @@ impl Cache {
         let bytes = &mut bytes[..left.min(SOURCE)];
         memory.load_bytes(key.at, bytes);
         let soft = soften(&block.bytes, bytes, key.mode.long, key.rip, &block.soft);
-        let made = emit::translate(&Request {
+        let request = Request {
             bytes,
             rip: key.rip,
             mode: key.mode,
@@ -46,7 +46,8 @@ impl Cache {
             first_link: id * MOST_LINKS,
             features: self.features,
             source: Some(Self::source(memory, key.at, None, &soft)),
-        });
+        };
+        let made = emit::translate(&request, &mut self.desk);
         let Some(made) =
             made.filter(|made| made.code.len() <= room && made.links.len() <= MOST_LINKS as usize)
         else {
@@ -60,7 +61,8 @@ impl Cache {
         let block = &mut self.blocks[id as usize];
         // Those who jump to it may jump to its body.
         assert_eq!(block.body, entry + u64::from(made.body), "all blocks begin alike");
-        block.describe(&bytes[..usize::from(made.len)], soft, made);
+        let code = block.describe(&bytes[..usize::from(made.len)], soft, made);
+        self.desk.recycle(code);
         self.link_own(id);
     }
 

@@ -133,7 +133,7 @@ impl Emitter<'_> {
             return false;
         }
         let reads = |access| matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
-        self.info.info(instruction).used_memory().iter().any(|memory| !reads(memory.access()))
+        self.desk.info.info(instruction).used_memory().iter().any(|memory| !reads(memory.access()))
     }
 
     /// ```text

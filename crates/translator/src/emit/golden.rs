@@ -4,7 +4,7 @@
 //! A case is one or more guest instructions as bytes. Its text is the block's without the entry and the links' stubs, which the
 //! group `whole` shows.
 
-use super::{Features, Mode, Request, Source, VectorLevel, translate};
+use super::{Desk, Features, Mode, Request, Source, VectorLevel, translate};
 use crate::listing::{Listed, listing};
 use crate::raw::code::CodeMemory;
 use crate::stubs;
@@ -35,7 +35,7 @@ fn text(mode: Mode, bytes: &[u8], whole: bool, source: Option<Source<'_>>) -> St
         features: Features { rdtscp: true, view_switch: true, crossing: true },
         source,
     };
-    let Some(made) = translate(&request) else {
+    let Some(made) = translate(&request, &mut Desk::new()) else {
         return format!("{bytes:02x?}\n  left to the reference\n");
     };
     let all = listing(&Listed {

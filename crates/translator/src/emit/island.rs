@@ -8,6 +8,7 @@ use super::{Address, Emitter, Mark};
 use crate::asm::*;
 use crate::context::field;
 use crate::stubs::ExitReason;
+use smallvec::{SmallVec, smallvec};
 
 /// How far a short jump reaches.
 const REACH: usize = 127;
@@ -19,10 +20,13 @@ pub(super) const PLAIN_ROOM: usize = 40;
 /// Steps that are written for the accesses that follow.
 const SPARE_STEPS: usize = 2;
 
+/// Jumps to one place.
+pub(super) type Holes = SmallVec<[Hole8; 2]>;
+
 /// Code that is rarely run. JRCXZ doesn't reach far, so it is got to by way of a *step*: a jump of five bytes in reach.
 pub(super) struct Island {
     /// Jumps that wait for a step.
-    pub(super) from: Vec<Hole8>,
+    pub(super) from: Holes,
     /// Offset of the guest instruction that it belongs to.
     pub(super) guest: u16,
     pub(super) rare: Rare,
@@ -96,13 +100,13 @@ impl Emitter<'_> {
     }
 
     /// An island for jumps from `from`.
-    pub(super) fn island(&mut self, from: Vec<Hole8>, rare: Rare) {
+    pub(super) fn island(&mut self, from: Holes, rare: Rare) {
         self.islands.push(Island { from, guest: self.guest, rare });
     }
 
     /// Leaves the running instruction to the reference from `hole`.
     pub(super) fn leave_from(&mut self, hole: Hole8) {
-        self.island(vec![hole], Rare::Interpret);
+        self.island(smallvec![hole], Rare::Interpret);
     }
 
     /// Writes steps for the islands that wait for one. Nothing runs into them.

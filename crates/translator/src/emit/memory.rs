@@ -1,6 +1,6 @@
 //! The memory operand: its linear address, the check that it doesn't cross a page, the look-up in the view.
 
-use super::{ACCESS_ROOM, Access, Emitter, Island, NotEmitted, Rare, host, number};
+use super::{ACCESS_ROOM, Access, Emitter, Holes, Island, NotEmitted, Rare, host, number};
 use crate::asm::*;
 use crate::context::{cross_mask, field, gs, segment_base};
 use iced_x86::{Instruction, Register};
@@ -276,7 +276,7 @@ impl Emitter<'_> {
             Address::At { .. } => bytes > 1,
         };
         let step = self.step_in_reach(if may_cross { 60 } else { 30 });
-        let mut from = Vec::new();
+        let mut from = Holes::new();
         let mut jump = |emitter: &mut Self| match step {
             Some(step) => {
                 if !emitter.asm.jrcxz_back(step - 1) {

@@ -52,8 +52,12 @@ use crate::stubs::{ExitReason, Stubs};
 use iced_x86::{
     Decoder, DecoderOptions, Encoder, FlowControl, Instruction, InstructionInfoFactory, Register,
 };
-use island::{ACCESS_ROOM, Access, Island, PLAIN_ROOM, Rare};
+use island::{ACCESS_ROOM, Access, Holes, Island, PLAIN_ROOM, Rare};
 use memory::Address;
+use smallvec::{SmallVec, smallvec};
+
+/// An instruction's bytes.
+type Encoded = SmallVec<[u8; 16]>;
 
 /// The host register of guest register `index`, if it has one.
 pub(crate) const fn host(index: usize) -> Option<Reg> {
@@ -185,6 +189,30 @@ struct NotEmitted;
 
 type Emitted = Result<Flow, NotEmitted>;
 
+/// What emitting needs, kept from block to block.
+pub(crate) struct Desk {
+    encoder: Encoder,
+    info: InstructionInfoFactory,
+    code: Vec<u8>,
+    list: Vec<Instruction>,
+}
+
+impl Desk {
+    pub(crate) fn new() -> Self {
+        Self {
+            encoder: Encoder::new(64),
+            info: InstructionInfoFactory::new(),
+            code: Vec::new(),
+            list: Vec::new(),
+        }
+    }
+
+    /// Takes memory back that a translation's code was in.
+    pub(crate) fn recycle(&mut self, code: Vec<u8>) {
+        self.code = code;
+    }
+}
+
 struct Emitter<'a> {
     request: &'a Request<'a>,
     asm: Asm,
@@ -209,32 +237,33 @@ struct Emitter<'a> {
     late: Vec<(usize, usize)>,
     /// The soft instructions, in order.
     soft: Vec<check::Soft>,
-    encoder: Encoder,
-    info: InstructionInfoFactory,
+    /// What windows know of the instructions so far.
+    facts: Vec<Option<window::Facts>>,
+    desk: &'a mut Desk,
     /// A short jump turned out too far: the block can't be emitted like this.
     broken: bool,
 }
 
 /// Translates a block. `None` where there is nothing to run: the first instruction is for the reference engine, or isn't whole.
-pub(crate) fn translate(request: &Request<'_>) -> Option<Translation> {
-    let emit = |cautious| {
+pub(crate) fn translate(request: &Request<'_>, desk: &mut Desk) -> Option<Translation> {
+    let mut emit = |cautious| {
         let emitter = Emitter {
             request,
-            asm: Asm::new(request.base),
+            asm: Asm::with(request.base, std::mem::take(&mut desk.code)),
             islands: Vec::new(),
             far: Vec::new(),
             steps: Vec::new(),
             cautious,
-            marks: Vec::new(),
+            marks: Vec::with_capacity(16),
             links: Vec::new(),
             late: Vec::new(),
             guest: 0,
-            list: Vec::new(),
+            list: std::mem::take(&mut desk.list),
             at: 0,
             window: None,
             soft: Vec::new(),
-            encoder: Encoder::new(64),
-            info: InstructionInfoFactory::new(),
+            facts: Vec::new(),
+            desk,
             broken: false,
         };
         emitter.block()
@@ -275,11 +304,11 @@ impl Emitter<'_> {
         let Request { bytes, rip, mode, .. } = *self.request;
         let bitness = if mode.long { 64 } else { 32 };
         let mut decoder = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE);
-        let mut instructions = Vec::new();
+        self.list.clear();
         let mut uses_vector = false;
         let mut branches = 0;
         let most = if self.request.second_cell.is_some() { 1 } else { MAX_INSTRUCTIONS };
-        while decoder.can_decode() && instructions.len() < usize::from(most) {
+        while decoder.can_decode() && self.list.len() < usize::from(most) {
             let at = decoder.position();
             let instruction = decoder.decode();
             if instruction.is_invalid() {
@@ -303,7 +332,7 @@ impl Emitter<'_> {
                 self.note_soft(&decoder, &instruction, at);
                 ends |= self.writes_memory(&instruction);
             }
-            instructions.push(instruction);
+            self.list.push(instruction);
             if ends {
                 break;
             }
@@ -311,7 +340,7 @@ impl Emitter<'_> {
 
         // Entered by those who don't know that the page is still mapped here.
         self.asm.load_gs32(RCX, cell(self.request.cell));
-        let mut stale = vec![self.asm.jrcxz()];
+        let mut stale: Holes = smallvec![self.asm.jrcxz()];
         let body = self.asm.len();
         if let Some(second) = self.request.second_cell {
             self.asm.load_gs32(RCX, cell(second));
@@ -322,7 +351,7 @@ impl Emitter<'_> {
             self.asm.load_gs32(RCX, field!(vector_ready));
             let missing = self.asm.jrcxz();
             let back = self.asm.len();
-            self.island(vec![missing], Rare::Vector(back));
+            self.island(smallvec![missing], Rare::Vector(back));
         }
         let check = self.request.source.map(|_| self.begin_check());
         let count_at = self.asm.len() + 9;
@@ -334,7 +363,7 @@ impl Emitter<'_> {
             self.asm.pext(RCX, RCX, field!(sign_mask));
             self.asm.lea(RCX, Mem::near(RCX, -1));
             let negative = self.asm.jrcxz();
-            self.island(vec![negative], Rare::Exit(ExitReason::Budget));
+            self.island(smallvec![negative], Rare::Exit(ExitReason::Budget));
             self.asm.store_gs(field!(left), R11);
         }
 
@@ -342,9 +371,9 @@ impl Emitter<'_> {
         let mut count = 0;
         let mut ended = false;
         let mut ends_interpreted = false;
-        self.list.clone_from(&instructions);
-        for (at, instruction) in instructions.iter().enumerate() {
+        for at in 0..self.list.len() {
             self.at = at;
+            let instruction = &self.list[at].clone();
             self.make_room(PLAIN_ROOM);
             self.guest = len;
             self.marks.push(Mark { host: self.asm.len() as u32, guest: len });
@@ -355,7 +384,7 @@ impl Emitter<'_> {
             };
             match emitted {
                 Ok(flow) => {
-                    self.track(instruction);
+                    self.track();
                     len += instruction.len() as u16;
                     count += 1;
                     if flow == Flow::End {
@@ -399,9 +428,10 @@ impl Emitter<'_> {
         if mode.counted {
             self.asm.set_displacement(count_at, -i32::from(if ends_interpreted { count - 1 } else { count }));
         }
+        self.desk.list = self.list;
         Ok(Some(Translation {
-            code: self.asm.bytes().to_vec(),
             relocations: if mode.long { self.asm.relocations() } else { None },
+            code: self.asm.into_bytes(),
             body: body as u32,
             marks: self.marks,
             links: self.links,

@@ -7,7 +7,7 @@ use super::kinds::{
     implicit_rcx, is_hint, is_immediate, is_integer, is_optional, is_shift, is_vector,
     keeps_more_than_registers, level,
 };
-use super::{Emitted, Emitter, Flow, NotEmitted, VectorLevel, host, is_high_byte, number, slots};
+use super::{Emitted, Emitter, Encoded, Flow, NotEmitted, VectorLevel, host, is_high_byte, number, slots};
 use crate::asm::*;
 use crate::context::gpr;
 use iced_x86::{Code, EncodingKind, Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Register};
@@ -146,9 +146,13 @@ impl Emitter<'_> {
         self.renamed(instruction)
     }
 
-    pub(super) fn encode(&mut self, instruction: &Instruction) -> Result<Vec<u8>, NotEmitted> {
-        let outcome = self.encoder.encode(instruction, self.asm.here());
-        let bytes = self.encoder.take_buffer();
+    pub(super) fn encode(&mut self, instruction: &Instruction) -> Result<Encoded, NotEmitted> {
+        let encoder = &mut self.desk.encoder;
+        let outcome = encoder.encode(instruction, self.asm.here());
+        let mut buffer = encoder.take_buffer();
+        let bytes = Encoded::from_slice(&buffer);
+        buffer.clear();
+        encoder.set_buffer(buffer);
         if outcome.is_ok() { Ok(bytes) } else { Err(NotEmitted) }
     }
 
@@ -300,7 +304,7 @@ impl Emitter<'_> {
                 _ => return Err(NotEmitted),
             }
         }
-        let info = self.info.info(instruction);
+        let info = self.desk.info.info(instruction);
         let memories = info.used_memory();
         if memories.len() > usize::from(explicit_memory) {
             return Err(NotEmitted);

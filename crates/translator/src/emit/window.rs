@@ -8,11 +8,12 @@
 //! something other than a constant, where R11 is needed, or with the block; a window for reads ends at a write, so that no D bit
 //! is set before its time.
 
-use super::{ACCESS_ROOM, Access, Address, Emitter, LinkSite, Rare, host, number};
+use super::{ACCESS_ROOM, Access, Address, Emitter, Holes, LinkSite, Rare, host, number};
 use crate::asm::*;
 use crate::context::cross_mask;
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpAccess, OpKind, Register};
 use shadow::SHARED_BYTES;
+use smallvec::smallvec;
 
 /// A range of addresses around a base register that is known to lie in one page whose look-up is in R11.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +50,15 @@ impl Windowed {
 const WINDOW_LINKS: usize = 8;
 /// Widest window in bytes.
 const WIDEST: i32 = 128;
+
+/// What windows have to know of an instruction.
+#[derive(Clone, Copy)]
+pub(super) struct Facts {
+    /// It accesses its memory operand; whether it writes there.
+    explicit: Option<bool>,
+    /// Bit n: it writes to general register n.
+    writes: u16,
+}
 
 impl Emitter<'_> {
     pub(super) fn has_windows(&self) -> bool {
@@ -112,8 +122,7 @@ impl Emitter<'_> {
     fn look_ahead(&mut self, window: &mut Window, widen: bool) -> usize {
         let mut uses = 0;
         for at in self.at + 1..self.list.len() {
-            let instruction = self.list[at];
-            for (disp, bytes, write) in self.accesses(&instruction, window.base).into_iter().flatten() {
+            for (disp, bytes, write) in self.accesses(at, window.base).into_iter().flatten() {
                 if write && !window.write {
                     return uses;
                 }
@@ -126,7 +135,7 @@ impl Emitter<'_> {
                     uses += 1;
                 }
             }
-            match self.base_change(&instruction, window.base) {
+            match self.base_change(at, window.base) {
                 Some(change) if (window.shift + change).abs() < 1 << 16 => window.shift += change,
                 _ => return uses,
             }
@@ -135,19 +144,17 @@ impl Emitter<'_> {
     }
 
     /// What an instruction accesses through a base: displacement, bytes, whether it writes.
-    fn accesses(&mut self, instruction: &Instruction, base: usize) -> [Option<(i32, i32, bool)>; 2] {
+    fn accesses(&mut self, at: usize, base: usize) -> [Option<(i32, i32, bool)>; 2] {
         let mut found = [None; 2];
-        let has_memory = (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory);
-        if has_memory
-            && instruction.mnemonic() != Mnemonic::Lea
+        let facts = self.facts(at);
+        let instruction = &self.list[at];
+        if let Some(write) = facts.explicit
             && let Some((of, disp)) = self.window_operand(instruction)
             && of == base
             && disp.unsigned_abs() < 1 << 24
-            && let Some(memory) = self.info.info(instruction).used_memory().first()
         {
             let bytes = instruction.memory_size().size() as i32;
-            if memory.access() != OpAccess::NoMemAccess && (1..=64).contains(&bytes) {
-                let write = !matches!(memory.access(), OpAccess::Read | OpAccess::CondRead);
+            if (1..=64).contains(&bytes) {
                 found[0] = Some((disp, bytes, write));
             }
         }
@@ -163,7 +170,9 @@ impl Emitter<'_> {
     }
 
     /// What an instruction adds to a register; `None` where that isn't a constant.
-    fn base_change(&mut self, instruction: &Instruction, base: usize) -> Option<i32> {
+    fn base_change(&mut self, at: usize, base: usize) -> Option<i32> {
+        let writes = self.facts(at).writes;
+        let instruction = &self.list[at];
         if instruction.is_jcc_short_or_near() && !self.request.mode.counted {
             // The block goes on if it isn't taken.
             return Some(0);
@@ -191,19 +200,36 @@ impl Emitter<'_> {
             }
             _ => {}
         }
-        let writes = self.info.info(instruction).used_registers().iter().any(|register| {
-            let name = register.register();
-            name.is_gpr()
-                && number(name) == base
-                && !matches!(register.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None)
-        });
-        (!writes).then_some(0)
+        (writes >> base & 1 == 0).then_some(0)
+    }
+
+    /// What an instruction of the block does, found out once.
+    fn facts(&mut self, at: usize) -> Facts {
+        if let Some(Some(facts)) = self.facts.get(at) {
+            return *facts;
+        }
+        let instruction = &self.list[at];
+        let has_memory = (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory);
+        let info = self.desk.info.info(instruction);
+        let memory =
+            info.used_memory().first().filter(|_| has_memory && instruction.mnemonic() != Mnemonic::Lea);
+        let explicit = memory
+            .filter(|memory| memory.access() != OpAccess::NoMemAccess)
+            .map(|memory| !matches!(memory.access(), OpAccess::Read | OpAccess::CondRead));
+        let reads = |access| matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::None);
+        let written =
+            info.used_registers().iter().filter(|used| used.register().is_gpr() && !reads(used.access()));
+        let writes = written.fold(0, |all, used| all | 1 << number(used.register()));
+        let facts = Facts { explicit, writes };
+        self.facts.resize(self.list.len(), None);
+        self.facts[at] = Some(facts);
+        facts
     }
 
     /// After an instruction: keeps the window's account of its base.
-    pub(super) fn track(&mut self, instruction: &Instruction) {
+    pub(super) fn track(&mut self) {
         if let Some(mut window) = self.window {
-            self.window = self.base_change(instruction, window.base).and_then(|change| {
+            self.window = self.base_change(self.at, window.base).and_then(|change| {
                 window.shift += change;
                 // Far away it is of no use any more.
                 (window.shift.abs() < 1 << 16).then_some(window)
@@ -227,7 +253,7 @@ impl Emitter<'_> {
         let wide = (window.high - window.low) as u32;
         self.asm.lea(RCX, Mem::near(base, window.high - 1));
         self.asm.pext(RCX, RCX, cross_mask(wide.next_power_of_two().max(2)));
-        let mut leave = vec![self.asm.jrcxz()];
+        let mut leave: Holes = smallvec![self.asm.jrcxz()];
         let back = self.asm.len();
         self.page(address);
         if window.write {
@@ -242,7 +268,7 @@ impl Emitter<'_> {
             let missing = self.asm.jrcxz();
             let stub = self.request.stubs.fill_read;
             let access = Access { address, keeps: false, stub, bytes: None, back, after: None };
-            self.island(vec![missing], Rare::Access(access));
+            self.island(smallvec![missing], Rare::Access(access));
         }
         self.asm.mov(R11, RCX);
         self.window = Some(window);
