@@ -239,15 +239,14 @@ impl Emitter<'_> {
     ///   +002b  mov r11,rax
     ///   +002e  mov rcx,gs:[proceed]              from here on
     ///   +0037  mov ecx,[rcx]
-    ///   +0039  jrcxz +005e
+    ///   +0039  jrcxz +0055
     ///   +003b  pext rcx,r11,gs:[target_mask]
-    ///   +0046  mov gs:[held],rcx
-    ///   +004f  mov rcx,gs:[rcx*8+tags.user]
-    ///   +0058  lea rcx,[rcx+r11]
-    ///   +005c  jrcxz +0063
-    ///   +005e  call interpret                    to here
-    ///   +0063  mov rcx,gs:[held]
-    ///   +006c  jmp qword ptr gs:[rcx*8+hosts.user]
+    ///   +0046  mov rcx,gs:[rcx*8+tags.user]
+    ///   +004f  lea rcx,[rcx+r11]
+    ///   +0053  jrcxz +005a
+    ///   +0055  call interpret                    to here
+    ///   +005a  pext rcx,r11,gs:[target_mask]
+    ///   +0065  jmp qword ptr gs:[rcx*8+hosts.user]
     /// ```
     ///
     /// Finds the slot of the target in R11 (RCX, then) or leaves the instruction to the reference.
@@ -258,14 +257,13 @@ impl Emitter<'_> {
         self.asm.load(Size::B4, RCX, Mem::near(RCX, 0));
         let stop = self.asm.jrcxz();
         self.asm.pext(RCX, R11, field!(target_mask));
-        self.asm.store_gs(field!(held), RCX);
         self.asm.load(Size::B8, RCX, Mem::GsTable(RCX, gs(target_tags(self.request.mode.user))));
         self.asm.lea(RCX, Mem::sum(RCX, R11));
         let hit = self.asm.jrcxz();
         self.must_reach(stop);
         self.asm.call(self.request.stubs.interpret);
         self.must_reach(hit);
-        self.asm.load_gs(RCX, field!(held));
+        self.asm.pext(RCX, R11, field!(target_mask));
     }
 
     /// ```text
