@@ -95,8 +95,6 @@ pub fn forgives(case: &Case, host: &Outcome, engine: &Outcome, what: &str) -> bo
         return matches!(what, "vector" | "error code" | "cr2");
     }
     match instruction.mnemonic() {
-        // Not canonical: nothing is pushed.
-        M::Call => host.vector == 13 && what == "memory",
         // Which of two operands faults first, and the flags that the iteration before has left.
         M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq if instruction.op0_kind() != OpKind::Register => {
             let (theirs, ours) = (culprits(&instruction, host), culprits(&instruction, engine));

@@ -37,12 +37,18 @@ fn call<W: Width>(cpu: &mut Cpu, op: &Op, io: &mut dyn Platform) -> Step {
 }
 
 /// Pushes the return address and branches. The branch is checked first, so that a fault leaves the stack alone; but in
-/// 64-bit code the host pushes first: a page fault of the push comes before the #GP of a target that isn't canonical.
+/// 64-bit code hosts look at the stack first, and Intel's push: a page fault of the push comes before the #GP of a target that isn't
+/// canonical.
 #[inline(always)]
 fn call_to<W: Width>(cpu: &mut Cpu, op: &Op, to: u64, io: &mut dyn Platform) -> Step {
     let back = cpu.next_rip(op);
     let before = cpu.rip;
     if W::BYTES == 8 {
+        if !cpu.is_canonical(to) && !cpu.is_intel() {
+            let top = cpu.regs[gpr::RSP].wrapping_sub(8);
+            cpu.place_for_write(seg::SS as u8, top, 8, io)?;
+            return cpu.branch_to(to);
+        }
         let stack = cpu.regs[gpr::RSP];
         cpu.push(W::from_u64(back), io)?;
         let branched = cpu.branch_to(to);
