@@ -32,11 +32,12 @@ impl Heat {
         &mut self.slots[(rip ^ rip >> 16) as usize % SLOTS]
     }
 
-    /// Code without a translation is met. True: it is worth one.
-    pub(crate) fn meet(&mut self, rip: u64) -> bool {
+    /// Code without a translation is met. True: it is worth one. The user's is worth it after half as many times: much of the kernel's
+    /// runs while it boots and never again.
+    pub(crate) fn meet(&mut self, rip: u64, user: bool) -> bool {
         let hot = u32::from(self.hot);
         let slot = self.slot(rip);
-        slot.met = slot.met.saturating_add(1);
+        slot.met = slot.met.saturating_add(1 + u8::from(user));
         u32::from(slot.met) >= (hot << slot.died).min(255)
     }
 
@@ -105,9 +106,9 @@ mod tests {
     #[test]
     fn code_is_translated_when_it_was_met_often_enough() {
         let mut heat = Heat::new(3);
-        let met = |heat: &mut Heat| (1..).find(|_| heat.meet(0x1234)).expect("some time");
+        let met = |heat: &mut Heat| (1..).find(|_| heat.meet(0x1234, false)).expect("some time");
         assert_eq!(met(&mut heat), 3);
-        assert!(heat.meet(0x1234), "evicted code is translated at once");
+        assert!(heat.meet(0x1234, false), "evicted code is translated at once");
         heat.die(0x1234);
         assert_eq!(met(&mut heat), 6);
         (0..100).for_each(|_| heat.die(0x1234));
@@ -117,10 +118,12 @@ mod tests {
         assert!(!heat.may_try(0x1234));
         assert_eq!(met(&mut heat), 48);
         heat.warm(0x1234);
-        assert!(heat.may_try(0x1234) && heat.meet(0x1234));
+        assert!(heat.may_try(0x1234) && heat.meet(0x1234, false));
         let mut heat = Heat::new(255);
         heat.die(0x1234);
         assert_eq!(met(&mut heat), 255);
+        let mut heat = Heat::new(8);
+        assert_eq!((1..).find(|_| heat.meet(0x1234, true)), Some(4));
     }
 
     #[test]

@@ -58,7 +58,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub struct Options {
     /// Bytes of code memory for each vCPU.
     pub code_cache: usize,
-    /// Code is translated when it is met for this many times, 1..=255; before that it is interpreted.
+    /// Code of the kernel is translated when it is met for this many times, 1..=255, code of the user after half as many; before that it is
+    /// interpreted.
     pub hot: u8,
     /// Writes to the code of a page that kill translations, in a short time, before translations of it look at their source by
     /// themselves. 0: all do, which is slow and for tests.

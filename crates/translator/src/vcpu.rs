@@ -305,7 +305,7 @@ impl TranslatedVcpu {
         // shares its slot with something else; so no walk for it while it is cold.
         let known = if mode.user { Some(self.place(rip, io)?) } else { None };
         let met = known.map_or(rip, |place| place.at.0);
-        let hot = self.heat.meet(met);
+        let hot = self.heat.meet(met, mode.user);
         let eager = self.changing.any() && self.heat.may_try(met);
         let place = match known {
             Some(place) if hot || eager || self.cache.has_twin(mode, place) => place,
