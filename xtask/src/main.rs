@@ -34,7 +34,7 @@ usage: cargo xtask COMMAND
     --cpus N            vCPUs, each with a load of its own (default 1)
   bench [FLAGS]         guests/bench natively, on Ombra's engines and under qemu-system-x86_64 (TCG), in turn; a table
     --only NAME         a workload or group (integer, memory, vector, kernel, switches, storms, scaling, atomics, code,
-                        programs); may be repeated
+                        programs); may be repeated; disk, alone: fio on disks, against TCG's virtio-blk
     --rounds N          rounds through all of them (default 3)
     --engine NAME       an engine of Ombra (default all); may be repeated
     --no-native, --no-ombra, --no-tcg

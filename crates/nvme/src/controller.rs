@@ -146,6 +146,7 @@ impl Nvme {
             shared: Arc::clone(&self.shared),
             number,
             buffer: Default::default(),
+            pace: Default::default(),
             cc: Arc::clone(&self.cc),
         };
         let servers = (0..=self.shared.queues()).map(server).collect();

@@ -92,7 +92,8 @@ impl CompletionQueue {
         }
     }
 
-    fn len(&self) -> u32 {
+    /// Entries that the driver hasn't seen.
+    pub(crate) fn len(&self) -> u32 {
         (self.tail + self.size - self.head) % self.size
     }
 

@@ -187,13 +187,19 @@ impl Shared {
         self.with_completion(completions, CompletionQueue::release);
     }
 
-    /// Writes the promised entry.
-    pub(crate) fn post(&self, from: &SubmissionQueue, number: u16, id: u16, outcome: Outcome) {
+    /// Writes the promised entry. Gives the entries that the driver hasn't seen.
+    pub(crate) fn post(&self, from: &SubmissionQueue, number: u16, id: u16, outcome: Outcome) -> u32 {
         let posted = self.with_completion(from.completions, |queue| {
-            queue.post(&self.memory, number, from.head, id, outcome)
+            let posted = queue.post(&self.memory, number, from.head, id, outcome);
+            posted.map(|()| queue.len())
         });
-        if posted == Some(Err(Lost)) {
-            self.fail("a completion queue is not in RAM");
+        match posted {
+            Some(Ok(unseen)) => unseen,
+            Some(Err(Lost)) => {
+                self.fail("a completion queue is not in RAM");
+                0
+            }
+            None => 0,
         }
     }
 

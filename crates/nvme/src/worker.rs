@@ -8,13 +8,10 @@ use crate::{admin, io};
 use disk::Buffer;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
-use workers::{Next, Wakes, Work};
+use workers::{Idle, Next, Pace, Wakes, Work};
 
 /// Commands that are done before a thread looks around.
 const AT_ONCE: usize = 64;
-/// How long a command that is done waits for others before the driver is told.
-const SILENCE: Duration = Duration::from_micros(100);
 
 /// Serves one submission queue.
 pub(crate) struct Server {
@@ -22,6 +19,7 @@ pub(crate) struct Server {
     /// Of the queue; 0 is the admin queue.
     pub(crate) number: u16,
     pub(crate) buffer: Buffer,
+    pub(crate) pace: Pace,
     /// What the driver has written to CC.
     pub(crate) cc: Arc<AtomicU32>,
 }
@@ -44,19 +42,25 @@ impl Server {
         let Some(mut place) = shared.submission(self.number) else { return Next::Wait };
         let Some(queue) = place.as_mut() else { return Next::Wait };
         let bell = &shared.bells[usize::from(self.number)];
-        let mut next = Next::Again;
-        let mut told = Instant::now();
-        for _ in 0..AT_ONCE {
+        let mut done = 0;
+        while done < AT_ONCE {
             let tail = bell.tail.load(Ordering::Acquire);
             let is_ended_request = self.number == 0 && admin::has_ended_request(&shared);
             if shared.has_failed() || tail == queue.head && !is_ended_request {
-                next = Next::Wait;
-                break;
+                match self.pace.idle() {
+                    Idle::Tell => {
+                        shared.tell(queue.completions);
+                        self.pace.told();
+                    }
+                    Idle::Look => std::hint::spin_loop(),
+                    Idle::Sleep => return Next::Wait,
+                }
+                continue;
             }
             // Whoever makes room rings.
             if !shared.promise(queue.completions) {
-                next = Next::Wait;
-                break;
+                shared.tell(queue.completions);
+                return Next::Wait;
             }
             let ended = if is_ended_request {
                 admin::ended_request(&shared)
@@ -70,17 +74,22 @@ impl Server {
                     }
                 }
             };
-            match ended {
-                Some((id, outcome)) => shared.post(queue, self.number, id, outcome),
-                None => shared.release(queue.completions),
-            }
-            if told.elapsed() > SILENCE {
+            done += 1;
+            let Some((id, outcome)) = ended else {
+                shared.release(queue.completions);
+                continue;
+            };
+            let unseen = shared.post(queue, self.number, id, outcome);
+            let tail = bell.tail.load(Ordering::Acquire);
+            let waiting = (tail + queue.size - queue.head) % queue.size;
+            if self.pace.done(unseen, unseen + waiting) {
                 shared.tell(queue.completions);
-                told = Instant::now();
+                self.pace.told();
             }
         }
         shared.tell(queue.completions);
-        next
+        self.pace.told();
+        Next::Again
     }
 }
 

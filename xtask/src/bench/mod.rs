@@ -7,6 +7,7 @@
 //! `program` builds what runs, `monitor` knows the command lines, `session` runs one and reads its lines, `results` keeps
 //! them, `report` writes the table. One thread, and one that reads in each session.
 
+mod disk;
 mod monitor;
 mod program;
 mod report;
@@ -101,6 +102,9 @@ fn prepare(root: &Path) -> Result<()> {
 }
 
 fn run(root: &Path, options: &Options) -> Result<()> {
+    if options.only == [disk::NAME] {
+        return disk::run(root, options);
+    }
     guests::fetch(root, guests::For::Run)?;
     let binary = crate::release_binary()?;
     let folder = guests::cache(root).join("guests");

@@ -6,6 +6,8 @@ use super::monitor::Monitor;
 use super::results::{Catalog, Results, geometric_mean};
 use anyhow::{Context, Result};
 use std::fmt::Write;
+use std::fs;
+use std::path::Path;
 
 /// Around what [`replaced`] replaces.
 const BEGIN: &str = "<!-- written by `cargo xtask bench --write` -->\n";
@@ -225,9 +227,25 @@ fn duration(nanoseconds: f64) -> String {
 /// # Errors
 /// The page has no marks.
 pub(crate) fn replaced(page: &str, report: &str) -> Result<String> {
-    let (before, rest) = page.split_once(BEGIN).with_context(|| format!("the page has no line {BEGIN}"))?;
-    let (_, after) = rest.split_once(END).with_context(|| format!("the page has no line {END}"))?;
-    Ok(format!("{before}{BEGIN}\n{report}\n{END}{after}"))
+    between(page, BEGIN, END, report)
+}
+
+fn between(page: &str, begin: &str, end: &str, report: &str) -> Result<String> {
+    let (before, rest) = page.split_once(begin).with_context(|| format!("the page has no line {begin}"))?;
+    let (_, after) = rest.split_once(end).with_context(|| format!("the page has no line {end}"))?;
+    Ok(format!("{before}{begin}\n{report}\n{end}{after}"))
+}
+
+/// Puts a report of another kind between its marks in the page.
+///
+/// # Errors
+/// The page can't be read or written, or has no such marks.
+pub(crate) fn rewrite(root: &Path, begin: &str, end: &str, report: &str) -> Result<()> {
+    let page = root.join(super::PAGE);
+    let text = fs::read_to_string(&page).with_context(|| format!("can't read {}", page.display()))?;
+    fs::write(&page, between(&text, begin, end, report)?)?;
+    eprintln!("bench: written to {}", super::PAGE);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -288,7 +306,7 @@ mod tests {
 
     #[test]
     fn the_page_of_this_checkout_has_a_place_for_the_report() {
-        let page = std::fs::read_to_string(crate::root().join(super::super::PAGE)).unwrap();
+        let page = fs::read_to_string(crate::root().join(super::super::PAGE)).unwrap();
         assert!(replaced(&page, "new\n").is_ok());
     }
 }
