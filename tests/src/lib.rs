@@ -39,3 +39,13 @@ pub fn suspicious_translator(setup: Setup) -> Result<Box<dyn Engine>, EngineErro
     let options = translator::Options { hot: 1, rewrites: 0, ..translator::Options::default() };
     Ok(Box::new(translator::Translator::new(setup, options)?))
 }
+
+/// Makes the translator whose virtual TLB loses what it holds at random, and has hardly any memory.
+///
+/// # Errors
+/// As [`translator::Translator::new`].
+pub fn chaotic_translator(setup: Setup) -> Result<Box<dyn Engine>, EngineError> {
+    let options =
+        translator::Options { hot: 1, chaos: true, check_entries: true, ..translator::Options::default() };
+    Ok(Box::new(translator::Translator::new(setup, options)?))
+}

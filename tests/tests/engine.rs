@@ -18,6 +18,7 @@ const POORER: &[(&str, Make)] = &[
     ("translator-without-avx", |setup| without(setup, Without { avx: true, ..Without::NOTHING })),
     ("translator-without-xsave", |setup| without(setup, Without { xsave: true, ..Without::NOTHING })),
     ("suspicious-translator", conformance::suspicious_translator),
+    ("chaotic-translator", conformance::chaotic_translator),
 ];
 
 fn without(setup: Setup, without: Without) -> Result<Box<dyn Engine>, EngineError> {

@@ -118,6 +118,9 @@ pub(crate) struct Run {
     /// Memory for translated code, of all vCPUs together: MiB, or with K, M, G [default: 64M for each vCPU]
     #[arg(long, value_name = "SIZE", help_heading = "Machine")]
     pub(crate) code_cache: Option<CodeCache>,
+    /// Memory for the virtual TLB, of all vCPUs together: MiB, or with K, M, G [default: 256M for each vCPU]
+    #[arg(long, value_name = "SIZE", help_heading = "Machine")]
+    pub(crate) shadow_memory: Option<ShadowMemory>,
     /// What the guest does against leaks of CPUs: off costs nothing, guest is what it would do on this host
     #[arg(long, value_enum, value_name = "WHICH", default_value_t = Mitigations::Off, help_heading = "Machine")]
     pub(crate) mitigations: Mitigations,
@@ -166,7 +169,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "ADDR", value_parser = address, help_heading = "Messages")]
     pub(crate) dump_translation: Vec<u64>,
     /// Switch a mechanism, to measure it or to check it: spaces=off drops address spaces that the guest leaves, check=on compares what
-    /// is held of them with fresh page walks, pv-NAME=off leaves out a part of --enlightenments (clock, steal,
+    /// is held of them with fresh page walks, chaos=on flushes at random, pv-NAME=off leaves out a part of --enlightenments (clock, steal,
     /// eoi, spin, flush, ipi, yield, poll, synic, timers); may be repeated
     #[arg(long, value_name = "NAME=on|off", help_heading = "Messages")]
     pub(crate) feature: Vec<Feature>,
@@ -363,6 +366,7 @@ impl FromStr for Serial {
 pub(crate) enum Feature {
     Spaces(bool),
     Check(bool),
+    Chaos(bool),
     /// A part of the interface for guests.
     Part(control::Parts, bool),
 }
@@ -379,11 +383,12 @@ impl FromStr for Feature {
         match name {
             "spaces" => Ok(Feature::Spaces(on)),
             "check" => Ok(Feature::Check(on)),
+            "chaos" => Ok(Feature::Chaos(on)),
             _ => match control::Parts::NAMES.iter().find(|(part, _)| *part == name) {
                 Some((_, part)) => Ok(Feature::Part(*part, on)),
                 None => {
                     let parts = control::Parts::NAMES.map(|(name, _)| name).join(", ");
-                    Err(format!("there are spaces, check, {parts}"))
+                    Err(format!("there are spaces, check, chaos, {parts}"))
                 }
             },
         }
@@ -472,6 +477,40 @@ impl FromStr for CodeCache {
     }
 }
 
+/// Host memory for the virtual TLB in bytes, of all vCPUs together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ShadowMemory(pub(crate) usize);
+
+impl ShadowMemory {
+    /// Each vCPU's share; what is wrong where that is too little.
+    pub(crate) fn share(self, cpus: u32) -> Result<usize, String> {
+        let share = self.0 / cpus as usize;
+        if share < translator::MIN_SHADOW_MEMORY {
+            let least = (cpus as usize * translator::MIN_SHADOW_MEMORY) >> 20;
+            return Err(format!(
+                "--shadow-memory {}K is too little for {cpus} vCPUs: at least {least}M",
+                self.0 >> 10
+            ));
+        }
+        Ok(share)
+    }
+}
+
+impl FromStr for ShadowMemory {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ShadowMemory, String> {
+        match bytes(text) {
+            Some(Some(bytes)) if bytes < translator::MIN_SHADOW_MEMORY as u64 => {
+                Err(format!("the virtual TLB needs at least {}M", translator::MIN_SHADOW_MEMORY >> 20))
+            }
+            Some(Some(bytes)) if bytes <= 1 << 46 => Ok(ShadowMemory(bytes as usize)),
+            Some(_) => Err("the virtual TLB can't use more than 64T".to_owned()),
+            None => Err(WANTS_BYTES.to_owned()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -515,6 +554,16 @@ mod tests {
         {
             assert!(text.parse::<Memory>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn shadow_memory_is_shared_out_and_no_share_is_too_small() {
+        assert_eq!("64".parse(), Ok(ShadowMemory(64 << 20)));
+        assert!("1023K".parse::<ShadowMemory>().is_err());
+        assert!("65T".parse::<ShadowMemory>().is_err());
+        assert_eq!(ShadowMemory(4 << 20).share(4), Ok(1 << 20));
+        let error = ShadowMemory(4 << 20).share(5).expect_err("too little");
+        assert!(error.contains("--shadow-memory 4096K") && error.contains("at least 5M"), "{error}");
     }
 
     #[test]

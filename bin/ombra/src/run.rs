@@ -375,8 +375,12 @@ fn translation(flags: &Run) -> Result<translator::Options> {
         match *feature {
             Feature::Spaces(on) => options.keep_spaces = on,
             Feature::Check(on) => options.check_entries = on,
+            Feature::Chaos(on) => options.chaos = on,
             Feature::Part(..) => {}
         }
+    }
+    if let Some(memory) = flags.shadow_memory {
+        options.shadow_memory = memory.share(flags.cpus).map_err(anyhow::Error::msg)?;
     }
     if let Some(cache) = flags.code_cache {
         options.code_cache = cache.share(flags.cpus).map_err(anyhow::Error::msg)?;

@@ -22,8 +22,10 @@
 //!
 //! Called by the translator. A view belongs to one vCPU and is used by one thread at a time; no locks.
 
+mod budget;
 mod raw;
 
+pub use budget::REGION_BYTES;
 pub use raw::{
     OWN_BYTES, SHARED_BYTES, Shared, View, WATCHED_DELTAS, WATCHED_GRANULES, WATCHED_SLOTS, WATCHED_TAGS,
 };
@@ -91,6 +93,7 @@ impl View {
             let notes = if fill.global { &mut self.notes.global } else { &mut self.notes.local };
             notes.push(fill.page | if fill.large { LARGE } else { 0 });
         }
+        self.touch(fill.page);
         if fill.large && !self.notes.has_large(fill.page) {
             self.notes.large.push(fill.page >> REGION);
         }
@@ -152,8 +155,11 @@ impl View {
 
     /// Drops the translations of one linear address, of whatever page size.
     pub fn drop_address(&mut self, address: u64) {
-        // Its note stays behind, which costs a second clearing later.
-        self.clear(address & !(x86::address::PAGE_SIZE - 1));
+        // Where nothing was ever entered a look would cost the host a page.
+        if self.knows(address) {
+            // Its note stays behind, which costs a second clearing later.
+            self.clear(address & !(x86::address::PAGE_SIZE - 1));
+        }
         if self.notes.has_large(address) {
             let notes = std::mem::take(&mut self.notes);
             for &note in notes.local.iter().chain(&notes.global) {

@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "the tables are mappings that translated code reads")]
 
 use crate::Notes;
+use crate::budget::Touched;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::fs::File;
@@ -72,6 +73,7 @@ impl Drop for Shared {
 pub struct View {
     base: NonNull<u8>,
     pub(crate) notes: Notes,
+    pub(crate) touched: Touched,
 }
 
 // SAFETY: the mapping belongs to this value alone.
@@ -90,6 +92,7 @@ impl View {
         let mut view = Self {
             base: NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
             notes: Notes::default(),
+            touched: Touched::default(),
         };
         // SAFETY: the range has just been mapped. Touched sparsely, it must not be backed by huge pages. Where there
         // are none, the advice is refused, and not needed. It isn't kept over a fork or in a core file either.
@@ -166,6 +169,46 @@ impl View {
         }
         self.clear_watched(address);
         true
+    }
+
+    /// Empties all entries from `address` on, and gives their memory back to the host. Both are multiples of 2 MiB.
+    pub(crate) fn discard(&mut self, address: u64, len: u64) {
+        assert!((address | len).is_multiple_of(1 << 21), "whole pages of entries");
+        let pages = (len >> 12) as usize;
+        let last = address.wrapping_add(len - 1);
+        for from in [self.entry(address, false), self.entry(last, true)] {
+            // SAFETY: `pages` entries from there are inside the mapping, private and anonymous: they read as zero afterwards.
+            let done = unsafe { madvise(from.cast(), 8 * pages, Advice::LinuxDontNeed) };
+            if done.is_err() {
+                // SAFETY: as above; nobody else uses them.
+                unsafe { from.write_bytes(0, pages) };
+            }
+        }
+        for slot in 0..WATCHED_SLOTS {
+            // SAFETY: `own_word` points into the mapping; only this thread uses it.
+            let page = unsafe { self.own_word(WATCHED_TAGS, slot).read() }.wrapping_neg();
+            if page.wrapping_sub(address) & (PAGES as u64 * 4096 - 1) < len {
+                self.empty_slot(slot);
+            }
+        }
+    }
+
+    /// Empties both tables, and gives their memory back to the host with all that it has spent to map them.
+    pub(crate) fn discard_all(&mut self) {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        for offset in [0, TABLE_BYTES + SHARED_BYTES] {
+            // SAFETY: inside the mapping, and replaces memory that nobody else uses by the same, empty.
+            unsafe {
+                let table = self.base.as_ptr().add(offset).cast();
+                let fresh = mmap_anonymous(table, TABLE_BYTES, ProtFlags::READ | ProtFlags::WRITE, flags);
+                assert!(fresh.is_ok(), "address space that was had can be had again");
+                let _ = madvise(table, TABLE_BYTES, Advice::LinuxNoHugepage);
+                let _ = madvise(table, TABLE_BYTES, Advice::LinuxDontDump);
+            }
+        }
+        for slot in 0..WATCHED_SLOTS {
+            self.empty_slot(slot);
+        }
     }
 
     fn own_word(&self, array: usize, slot: usize) -> *mut u64 {

@@ -9,6 +9,7 @@
 //! | `vcpu` | the run loop |
 //! | `cells` | which pages of code are known to be mapped where they were |
 //! | `spaces` | address spaces that are kept when the guest leaves them |
+//! | `chaos` | what may happen at any time, for tests |
 //! | `checker` | whether what views hold is what walks give, for tests |
 //! | `cache` | translated blocks, links, look-ups, invalidation |
 //! | `changing` | which pages of code change all the time |
@@ -32,6 +33,7 @@ mod asm;
 mod cache;
 mod cells;
 mod changing;
+mod chaos;
 mod checker;
 mod context;
 mod counts;
@@ -70,6 +72,11 @@ pub struct Options {
     pub dump: Option<Dump>,
     /// Address spaces are kept when the guest leaves them. Without it a load of CR3 drops what isn't global, which is right and slow.
     pub keep_spaces: bool,
+    /// Bytes of host memory that each vCPU's views may cost. Beyond, what was entered first is given back.
+    pub shadow_memory: usize,
+    /// Views lose all they hold now and then, at random, and have hardly any memory; address spaces are left and entered again
+    /// without need. All of it is allowed at any time. Slow, and for tests.
+    pub chaos: bool,
     /// Whenever an address space is entered, what is held of it is compared with the walks it came from and with fresh ones; a
     /// difference ends the process, unless another vCPU may have made it meanwhile. Slow.
     pub check_entries: bool,
@@ -106,6 +113,8 @@ impl Default for Options {
             count_fallbacks: false,
             dump: None,
             keep_spaces: true,
+            shadow_memory: 256 << 20,
+            chaos: false,
             check_entries: false,
             without: Without::NOTHING,
         }
@@ -114,6 +123,9 @@ impl Default for Options {
 
 /// Least bytes of code memory.
 pub const MIN_CODE_CACHE: usize = 256 << 10;
+
+/// Least bytes of host memory for each vCPU's views.
+pub const MIN_SHADOW_MEMORY: usize = 1 << 20;
 
 /// Whether the host has BMI2, without which nothing is translated.
 #[must_use]
@@ -155,8 +167,11 @@ impl Translator {
         if options.without.bmi2 || !has_bmi2() {
             return Err(EngineError::Unsupported("BMI2"));
         }
-        let options =
-            Options { code_cache: options.code_cache.max(MIN_CODE_CACHE).next_multiple_of(4096), ..options };
+        let options = Options {
+            code_cache: options.code_cache.max(MIN_CODE_CACHE).next_multiple_of(4096),
+            shadow_memory: options.shadow_memory.max(MIN_SHADOW_MEMORY),
+            ..options
+        };
         Ok(Self { setup, options, vcpus: Arc::default() })
     }
 }

@@ -13,6 +13,7 @@
 //! Called by the run loop, and by translated code for CR3 and INVLPG; on the vCPU's thread, no locks.
 
 use crate::cells::{Cells, CodePage};
+use crate::chaos::Chaos;
 use crate::raw::enter::ContextCell;
 use crate::raw::fill::{Filler, VIEWS};
 use engine::Counters;
@@ -75,12 +76,15 @@ pub(crate) struct Spaces {
     counts: Counts,
     /// Otherwise translations are only dropped.
     keeps: bool,
+    /// Flushes that nobody has asked for.
+    chaos: Option<Chaos>,
 }
 
 impl Spaces {
-    pub(crate) fn new(keeps: bool) -> Self {
+    pub(crate) fn new(keeps: bool, chaos: bool) -> Self {
         Self {
             keeps,
+            chaos: chaos.then(Chaos::default),
             kept: HashMap::new(),
             root: 0,
             here: Space::default(),
@@ -93,6 +97,9 @@ impl Spaces {
 
     /// Takes notice of what the guest has invalidated since the last time.
     pub(crate) fn catch_up(&mut self, filler: &mut Filler, cells: &mut Cells, context: &mut ContextCell) {
+        if self.chaos.as_mut().is_some_and(Chaos::strikes) {
+            self.renew(true, filler, cells, context);
+        }
         if !filler.core.has_dropped() {
             return;
         }
@@ -287,7 +294,7 @@ mod tests {
 
     #[test]
     fn the_address_space_that_was_left_first_is_forgotten_first() {
-        let mut spaces = Spaces::new(true);
+        let mut spaces = Spaces::new(true, false);
         for root in 1..=MOST_SPACES as u64 + 2 {
             spaces.change(root << 12);
             spaces.here.data[0].push(root);

@@ -96,7 +96,7 @@ impl TranslatedVcpu {
         for user in [false, true] {
             cache.forget_targets(user, &mut context);
         }
-        let filler = Filler::new(core, memory.clone(), shared, fsgsbase, checker);
+        let filler = Filler::new(core, memory.clone(), shared, fsgsbase, checker, options);
         let fixed = context.get();
         fixed.fill = Filler::entry();
         fixed.proceed = kicker.word().as_ptr() as u64;
@@ -144,7 +144,7 @@ impl TranslatedVcpu {
                 fallbacks: options.count_fallbacks.then(Fallbacks::default),
                 ..Counts::default()
             },
-            spaces: Spaces::new(options.keep_spaces),
+            spaces: Spaces::new(options.keep_spaces, options.chaos),
             next: None,
             left: None,
             translated: 0,

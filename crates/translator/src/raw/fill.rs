@@ -3,8 +3,10 @@
 //! A [`Filler`] is what both need: the reference's core for walks, the views, and the platform that page tables may lie in.
 //! Translated code gets its address; while it runs, nobody else uses the filler.
 
+use crate::Options;
 use crate::cache::Place;
 use crate::cells::Cells;
+use crate::chaos::Chaos;
 use crate::checker::{Checker, Held, Walk};
 use crate::context::Context;
 use crate::raw::enter::{ContextCell, enter};
@@ -25,6 +27,9 @@ const SUPERVISOR_OPEN: usize = 2;
 /// How many views a vCPU has.
 pub(crate) const VIEWS: usize = 3;
 
+/// What the views may cost where there is chaos: room for some hundred pages.
+const CHAOS_BUDGET: usize = 128 * shadow::REGION_BYTES;
+
 pub(crate) struct Filler {
     pub(crate) core: Core,
     memory: GuestMemory,
@@ -41,6 +46,12 @@ pub(crate) struct Filler {
     /// Where entries are checked.
     checker: Option<Checker>,
     pub(crate) fills: u64,
+    /// Bytes that the views may cost; times that they cost more, and regions given back then.
+    budget: usize,
+    reclaims: u64,
+    reclaimed: u64,
+    /// Everything is dropped now and then.
+    chaos: Option<Chaos>,
     /// User code may set GS.
     fsgsbase: bool,
 }
@@ -55,6 +66,7 @@ impl Filler {
         shared: Shared,
         fsgsbase: bool,
         checker: Option<Checker>,
+        options: &Options,
     ) -> Box<Self> {
         Box::new(Self {
             fsgsbase,
@@ -69,6 +81,10 @@ impl Filler {
             lent: None,
             checker,
             fills: 0,
+            budget: if options.chaos { CHAOS_BUDGET } else { options.shadow_memory },
+            reclaims: 0,
+            reclaimed: 0,
+            chaos: options.chaos.then(Chaos::default),
         })
     }
 
@@ -228,6 +244,8 @@ impl Filler {
     /// What the views are doing.
     pub(crate) fn counters(&self, into: &mut Counters) {
         into.add("tlb", "fills", self.fills);
+        into.add("tlb", "reclaims", self.reclaims);
+        into.add("tlb", "reclaimed_regions", self.reclaimed);
         if let Some(checker) = &self.checker {
             into.add("check", "compared", checker.compared);
             into.add("check", "moved_meanwhile", checker.moved);
@@ -255,6 +273,7 @@ impl Filler {
         // SAFETY: set by `run`, which is on this thread's stack below and doesn't use it meanwhile.
         let io = unsafe { io.as_mut() };
         let write = bytes != 0;
+        self.mind_budget(address);
         // A page that is written for the first time is the reference's, and has its entry from the next write on: the instruction
         // may fault yet, for its operand's alignment, and would have set the D bit.
         let Some(mapping) = self.core.map(address, write, io) else { return 0 };
@@ -288,6 +307,23 @@ impl Filler {
         view.fill(&fill);
         // A page whose host and guest address are equal has no entry.
         if write { view.write_entry(address) } else { view.read_entry(address) }
+    }
+
+    /// A look-up has come to nothing: it may have cost the host memory, of which there is so much.
+    fn mind_budget(&mut self, address: u64) {
+        if self.chaos.as_mut().is_some_and(Chaos::strikes) {
+            self.drop_everything();
+        }
+        if let Some(view) = &mut self.views[self.current] {
+            view.touch(address);
+        }
+        let cost: usize = self.views.iter().flatten().map(View::cost).sum();
+        if cost > self.budget {
+            self.reclaims += 1;
+            for view in self.views.iter_mut().flatten() {
+                self.reclaimed += view.reclaim(self.budget / 2 / VIEWS) as u64;
+            }
+        }
     }
 
     /// Executes MOV to CR3, or INVLPG. 0: the reference has to, once more; neither minds. `cell`: that of the code which asks.
