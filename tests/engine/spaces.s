@@ -1089,3 +1089,125 @@ again:  add     eax, ds:[ebx]
         mov     cr3, rsi
         mov     eax, [rbx]
 fault:  mov     ecx, [rbx + 0x1000]
+
+#: case    entries written byte by byte, misaligned, and by a locked compare-exchange
+#: manual  SDM 3A 4.10.4.1
+#: mode    long
+#: pdpte   0x40000000 = SPARE + 0x4000 | P | RW | US | A
+#: qword   SPARE + 0x4000 = SPARE + 0x5000 | P | RW | US | A
+#: qword   SPARE + 0x5000 = DATA | P | RW | US | A | D
+#: dword   DATA = 0xa
+#: dword   DATA + 0x1000 = 0xb
+#: dword   DATA + 0x2000 = 0xc
+#: expect  ecx = 0x56
+        mov     ebx, 0x40000000
+        mov     ebp, 2
+again:  add     ecx, [rbx]
+        mov     byte ptr [SPARE + 0x5001], (DATA + 0x1000) >> 8
+        invlpg  [rbx]
+        add     ecx, [rbx]
+        mov     word ptr [SPARE + 0x5001], (DATA + 0x2000) >> 8
+        invlpg  [rbx]
+        add     ecx, [rbx]
+        mov     rax, [SPARE + 0x5000]
+        mov     edx, DATA + 0x67
+        lock cmpxchg [SPARE + 0x5000], rdx
+        invlpg  [rbx]
+        add     ecx, [rbx]
+        dec     ebp
+        jnz     again
+        hlt
+
+#: case    an entry that is written twice before it is used
+#: manual  SDM 3A 4.10.4.1
+#: mode    long
+#: pdpte   0x40000000 = SPARE + 0x4000 | P | RW | US | A
+#: qword   SPARE + 0x4000 = SPARE + 0x5000 | P | RW | US | A
+#: qword   SPARE + 0x5000 = DATA | P | RW | US | A | D
+#: dword   DATA = 0xa
+#: dword   DATA + 0x1000 = 0xb
+#: dword   DATA + 0x2000 = 0xc
+#: expect  eax = 0xa, ecx = 0xc
+        mov     ebx, 0x40000000
+        mov     eax, [rbx]
+        mov     qword ptr [SPARE + 0x5000], DATA + 0x1067
+        mov     qword ptr [SPARE + 0x5000], DATA + 0x2067
+        invlpg  [rbx]
+        mov     ecx, [rbx]
+        hlt
+
+#: case    a table that becomes data, and a table again
+#: manual  SDM 3A 4.10.4.1
+#: mode    long
+#: pdpte   0x40000000 = SPARE + 0x4000 | P | RW | US | A
+#: qword   SPARE + 0x4000 = SPARE + 0x5000 | P | RW | US | A
+#: qword   SPARE + 0x5000 = DATA | P | RW | US | A | D
+#: qword   SPARE + 0x6000 = DATA + 0x1000 | P | RW | US | A | D
+#: dword   DATA = 0xa
+#: dword   DATA + 0x1000 = 0xb
+#: dword   DATA + 0x2000 = 0xc
+#: expect  eax = 0xa, ecx = 0xb, edx = 0xc
+        mov     ebx, 0x40000000
+        mov     esi, PML4
+        mov     eax, [rbx]
+        mov     qword ptr [SPARE + 0x4000], SPARE + 0x6027
+        mov     cr3, rsi
+        mov     ecx, [rbx]
+        mov     edi, SPARE + 0x5000
+        mov     ebp, 512
+fill:   mov     qword ptr [rdi], 0x55555555
+        add     rdi, 8
+        dec     ebp
+        jnz     fill
+        invlpg  [rbx]
+        cmp     ecx, [rbx]
+        jne     wrong
+        mov     qword ptr [SPARE + 0x5000], DATA + 0x2067
+        mov     qword ptr [SPARE + 0x4000], SPARE + 0x5027
+        mov     cr3, rsi
+        mov     edx, [rbx]
+wrong:  hlt
+
+#: case    a frame that is a directory and the table below it
+#: manual  SDM 3A 4.5.4
+#: mode    long
+#: pdpte   0x40000000 = SPARE + 0x4000 | P | RW | US | A
+#: qword   SPARE + 0x4000 = SPARE + 0x4000 | P | RW | US | A | D
+#: qword   SPARE + 0x4008 = DATA | P | RW | US | A | D
+#: qword   DATA = DATA + 0x2000 | P | RW | US | A | D
+#: dword   DATA + 0x1000 = 0xb
+#: dword   DATA + 0x2000 = 0xc
+#: expect  eax = 0xc, ecx = 0xb, edx = DATA + 0x1067
+        mov     ebx, 0x40200000
+        mov     eax, [rbx]
+        mov     qword ptr [0x40001000], DATA + 0x1067
+        invlpg  [rbx]
+        mov     ecx, [rbx]
+        mov     edx, [DATA]
+        hlt
+
+#: case    REP MOVS writes a table over the one in use
+#: manual  SDM 3A 4.10.4.1
+#: mode    long
+#: pdpte   0x40000000 = SPARE + 0x4000 | P | RW | US | A
+#: qword   SPARE + 0x4000 = SPARE + 0x5000 | P | RW | US | A
+#: qword   SPARE + 0x5000 = DATA | P | RW | US | A | D
+#: qword   SPARE + 0x5008 = DATA + 0x1000 | P | RW | US | A | D
+#: qword   SPARE + 0x6000 = DATA + 0x1000 | P | RW | US | A | D
+#: qword   SPARE + 0x6008 = DATA + 0x2000 | P | RW | US | A | D
+#: dword   DATA = 0xa
+#: dword   DATA + 0x1000 = 0xb
+#: dword   DATA + 0x2000 = 0xc
+#: expect  eax = 0x15, edx = 0x17
+        mov     ebx, 0x40000000
+        mov     eax, [rbx]
+        add     eax, [rbx + 0x1000]
+        mov     esi, SPARE + 0x6000
+        mov     edi, SPARE + 0x5000
+        mov     ecx, 512
+        rep movsq
+        mov     esi, PML4
+        mov     cr3, rsi
+        mov     edx, [rbx]
+        add     edx, [rbx + 0x1000]
+        hlt
