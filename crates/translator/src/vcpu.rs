@@ -117,7 +117,7 @@ impl TranslatedVcpu {
         fixed.popf_mask = untouched.bits();
         fixed.interrupt_mask = Rflags::IF.bits();
         fixed.bit_masks = [31, 63];
-        fixed.target_mask = crate::context::TARGET_SLOTS as u64 - 1;
+        fixed.target_mask = crate::context::target_in_slot(crate::context::TARGET_SLOTS - 1);
         fixed.cross_masks = std::array::from_fn(|n| 0xfff & !((2u64 << n) - 1));
         fixed.xsave_mask = xstate.mask;
         fixed.host_mxcsr = u64::from(enter::mxcsr());
@@ -631,7 +631,7 @@ impl TranslatedVcpu {
                 if returns && outcome == Outcome::Ran {
                     self.learn_return(io);
                 }
-                self.after_interpreted(rip, io);
+                self.after_interpreted(block, rip, io);
                 outcome
             }
             CHANGED => {
@@ -705,10 +705,10 @@ impl TranslatedVcpu {
     }
 
     /// After an instruction that may have been an indirect branch: its target may be one to remember.
-    fn after_interpreted(&mut self, from: u64, io: &mut Watched<'_>) {
+    fn after_interpreted(&mut self, block: BlockId, from: u64, io: &mut Watched<'_>) {
         let rip = self.filler.core.rip();
-        let near = rip.wrapping_sub(from) < 16;
-        if near {
+        // Most often the next instruction. But a switch may lead to its first case.
+        if rip.wrapping_sub(from) < MAX_BYTES as u64 + 1 && !self.cache.is_indirect_branch(block, from) {
             return;
         }
         self.catch_up();

@@ -78,7 +78,7 @@ impl Cache {
             return;
         }
         let (key, entry) = (self.blocks[id as usize].key, self.blocks[id as usize].entry);
-        let (user, index) = (key.mode.user, key.rip as usize & (context::TARGET_SLOTS - 1));
+        let (user, index) = (key.mode.user, context::target_slot(key.rip));
         if context.word(context::target_hosts(user), index) == entry {
             context.set_word(context::target_tags(user), index, elsewhere(index));
         }
@@ -89,7 +89,7 @@ impl Cache {
         let block = &mut self.blocks[id as usize];
         block.remembered = true;
         let user = block.key.mode.user;
-        let index = block.key.rip as usize & (context::TARGET_SLOTS - 1);
+        let index = context::target_slot(block.key.rip);
         context.set_word(context::target_tags(user), index, block.key.rip.wrapping_neg());
         context.set_word(context::target_hosts(user), index, block.entry);
     }
@@ -97,7 +97,7 @@ impl Cache {
 
 /// A tag for a slot of the tables of indirect targets that is never found: an address that belongs into another slot.
 fn elsewhere(index: usize) -> u64 {
-    (index as u64 ^ 1).wrapping_neg()
+    context::target_in_slot(index ^ 1).wrapping_neg()
 }
 
 pub(super) fn slot(rip: u64, mode: Mode) -> usize {

@@ -2,6 +2,7 @@
 
 use super::{BlockId, Cache};
 use crate::listing::{Listed, listing};
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
 
 impl Cache {
     /// Which guest instruction a host address in code memory belongs to.
@@ -58,6 +59,16 @@ impl Cache {
         let block = &self.blocks[id as usize];
         let from = (rip.wrapping_sub(block.key.rip) as usize).min(block.bytes.len());
         (&block.bytes[from..], block.key.mode.long)
+    }
+
+    /// Whether the instruction at `rip` is an indirect jump or call, or a return.
+    pub(crate) fn is_indirect_branch(&self, id: BlockId, rip: u64) -> bool {
+        let (bytes, long) = self.guest_code(id, rip);
+        let instruction = Decoder::new(if long { 64 } else { 32 }, bytes, DecoderOptions::NONE).decode();
+        matches!(
+            instruction.flow_control(),
+            FlowControl::IndirectBranch | FlowControl::IndirectCall | FlowControl::Return
+        )
     }
 
     /// Guest and host code of a block, for people.
