@@ -43,12 +43,14 @@ tools:
 		else echo "make: missing; as root: apt install$$missing" >&2; exit 1; fi; \
 	fi
 
-# What a Debian on a disk is made and looked at with. Without them its tests are skipped, and say so.
+# What a Debian on a disk is made and looked at with, and images are exchanged with. Without them its tests are skipped, and say so.
 test-tools:
 	@missing=""; \
 	PATH="$$PATH:/usr/sbin:/sbin"; \
 	command -v mmdebstrap >/dev/null || missing="$$missing mmdebstrap"; \
 	command -v qemu-img >/dev/null || missing="$$missing qemu-utils"; \
+	command -v cryptsetup >/dev/null || missing="$$missing cryptsetup-bin"; \
+	command -v nbdkit >/dev/null || missing="$$missing nbdkit"; \
 	command -v mke2fs >/dev/null || missing="$$missing e2fsprogs"; \
 	command -v ssh >/dev/null || missing="$$missing openssh-client"; \
 	if [ -n "$$missing" ]; then \

@@ -7,7 +7,7 @@
 //! Threads: one.
 
 use crate::Input;
-use disk::{Image, Sector};
+use disk::{Format, Image, Sector};
 use std::fs;
 use std::io::Write;
 
@@ -60,6 +60,10 @@ pub fn run(bytes: &[u8]) {
     file.write_all(&image).expect("written");
     let image = Image { read_only: true, ..Image::new(file.path()) };
     let snapshot = Image { read_only: false, snapshot: true, ..image.clone() };
+    // What is told of it, and which files it names.
+    let _ = disk::make::describe(file.path(), None);
+    let named = disk::files(&Image { format: Some(Format::Qcow2), ..image.clone() });
+    assert!(named.write.is_empty() && named.read.len() <= 65);
     let Ok(layer) = disk::open(if input.flag() { &image } else { &snapshot }) else { return };
     let mut data = vec![0; 4096];
     for _ in 0..STEPS {

@@ -8,12 +8,14 @@
 //!
 //! Threads: plain functions.
 
+pub mod answers;
 mod board;
 pub mod boot_image;
 pub mod devices;
 pub mod disk_image;
 pub mod execute;
 mod input;
+pub mod luks;
 pub mod net;
 pub mod nvme;
 pub mod virtio;
@@ -25,10 +27,12 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
 pub const TARGETS: &[Target] = &[
+    ("answers", answers::run),
     ("boot_image", boot_image::run),
     ("devices", devices::run),
     ("disk_image", disk_image::run),
     ("execute", execute::run),
+    ("luks", luks::run),
     ("net", net::run),
     ("nvme", nvme::run),
     ("virtio", virtio::run),

@@ -102,6 +102,16 @@ fn hostile_disk_images_are_refused_or_used() {
 }
 
 #[test]
+fn hostile_luks_headers_are_refused_or_opened() {
+    check("luks");
+}
+
+#[test]
+fn hostile_servers_and_plug_ins_are_errors() {
+    check("answers");
+}
+
+#[test]
 fn hostile_drivers_leave_virtio_devices_alive() {
     check("virtio");
 }

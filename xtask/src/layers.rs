@@ -20,6 +20,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("enlightenments", &["chipset", "control", "engine", "memory", "x86"]),
     ("net", &["control"]),
     ("crypt", &[]),
+    ("sandbox", &[]),
     ("disk", &["crypt"]),
     ("workers", &[]),
     ("virtio", &["chipset", "disk", "memory", "net", "workers", "x86"]),
@@ -37,12 +38,13 @@ const LAYERS: &[(&str, &[&str])] = &[
             "memory",
             "net",
             "nvme",
+            "sandbox",
             "virtio",
             "workers",
             "x86",
         ],
     ),
-    ("ombra", &["control", "crypt", "disk", "engine", "interpreter", "machine", "translator"]),
+    ("ombra", &["control", "crypt", "disk", "engine", "interpreter", "machine", "sandbox", "translator"]),
     // The tests may look everywhere.
     (
         "conformance",

@@ -152,6 +152,20 @@ pub(crate) struct Run {
     #[arg(long, help_heading = "Machine")]
     pub(crate) test_devices: bool,
 
+    /// What this process may still do when the guest runs: only what the flags need (on; auto, where the host can do that) or
+    /// all that its user may (off)
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHEN",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = Sandbox::Auto,
+        default_missing_value = "on",
+        help_heading = "Machine"
+    )]
+    pub(crate) sandbox: Sandbox,
+
     /// Show the guest kernel's messages (with COMMAND) and what Ombra does
     #[arg(short = 'V', long, help_heading = "Messages")]
     pub(crate) verbose: bool,
@@ -288,6 +302,16 @@ pub(crate) enum Engine {
     Translator,
     /// Instruction by instruction: works everywhere
     Interpreter,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Sandbox {
+    /// As far as this host can
+    Auto,
+    /// All of it, or no guest
+    On,
+    /// Not at all
+    Off,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,9 +1,10 @@
 //! `ombra`: the command line of the virtual machine monitor. Parses flags, has the terminal, ends with the right status.
 //!
-//! Modules: `cli`, `disks`, `keys` and `network` (flags), `run` and `guest` (a guest, and a command in one), `stats` (what was counted), `images` (`ombra disk`), `find`, `modules` and `initramfs` (what the user didn't
+//! Modules: `cli`, `disks`, `keys` and `network` (flags), `run` and `guest` (a guest, and a command in one), `stats` (what was counted), `confine` (`--sandbox`), `images` (`ombra disk`), `find`, `modules` and `initramfs` (what the user didn't
 //! bring), `terminal`, `doctor`. What the machine consists of is `machine`'s business.
 
 mod cli;
+mod confine;
 mod disks;
 mod doctor;
 mod find;

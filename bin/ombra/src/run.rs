@@ -4,6 +4,7 @@
 //! Three plans: a bare kernel with COM1 as `--serial` says; a shell in an initramfs of ours; a command in one.
 
 use crate::cli::{Engine as EngineChoice, Feature, Run, Serial};
+use crate::confine::Confined;
 use crate::disks::Disk;
 use crate::guest::{Control, ControlWriter, Forward, Log, LogWriter, Piped};
 use crate::initramfs::{self, Contents, Mode};
@@ -75,8 +76,9 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
     };
     tracing::info!(kernel = %config.boot.kernel.display(), cmdline = config.boot.cmdline, "booting");
     let options = translation(flags)?;
-    let mut machine = Machine::new(config, streams, |setup| make_engine(flags, &options, setup))?;
     let stats = stats::Stats::new(flags.stats.as_deref())?;
+    let confined = Confined::files(flags.sandbox, machine::needs(&config)?)?;
+    let mut machine = Machine::new(config, streams, |setup| make_engine(flags, &options, setup))?;
     if let Some(stats) = &stats {
         stats.listen(&mut machine);
     }
@@ -102,6 +104,7 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
             })
             .context("the host refuses a thread")?;
     }
+    confined.calls()?;
     let outcome = machine.run();
     drop(raw);
     if let Some(stats) = stats {

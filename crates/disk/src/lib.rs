@@ -31,6 +31,7 @@ pub mod encrypted;
 #[cfg(test)]
 mod encrypted_tests;
 mod error;
+mod files;
 mod host;
 pub mod make;
 pub mod nbd;
@@ -41,6 +42,7 @@ mod requests;
 mod tests;
 
 pub use error::{DiskError, OpenError};
+pub use files::{Files, files};
 pub use requests::{Buffer, Failed, Requests};
 
 use std::path::{Path, PathBuf};

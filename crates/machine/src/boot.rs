@@ -46,7 +46,7 @@ use map::MemoryMap;
 use memory::{GuestMemory, MemoryError};
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use x86::Gpa;
 
 /// The largest kernel file that is read, in bytes. A `vmlinux` with debug information has half of that.
@@ -212,6 +212,12 @@ fn read_modules(list: &str, mut room: u64) -> Result<Vec<Module>, BootError> {
         modules.push(Module { bytes, cmdline });
     }
     Ok(modules)
+}
+
+/// The files of a list of modules.
+pub(crate) fn modules(list: &Path) -> Vec<PathBuf> {
+    let list = list.to_string_lossy();
+    split_at_commas(&list).iter().map(|module| module.split(' ').next().unwrap_or_default().into()).collect()
 }
 
 fn split_at_commas(list: &str) -> Vec<String> {

@@ -46,6 +46,7 @@ mod ending;
 mod events;
 mod gsi;
 pub mod msr;
+mod needs;
 mod pci;
 mod platform;
 mod raw;
@@ -58,6 +59,7 @@ mod windows;
 
 pub use chipset::mux::{LineState, Mux, Route};
 pub use disks::image;
+pub use needs::needs;
 pub use report::Report;
 pub use streams::{Input, QUEUE_LIMIT, Stream, Streams};
 pub use vm::{Handle, Machine, Outcome};

@@ -10,6 +10,7 @@ mod archive;
 mod commands;
 mod debian;
 mod disks;
+mod encrypted;
 mod enlightenments;
 mod jits;
 mod kernels;
@@ -86,6 +87,7 @@ fn main() -> ExitCode {
         jits::TESTS,
         disks::TESTS,
         losses::TESTS,
+        encrypted::TESTS,
         stress::TESTS,
         enlightenments::TESTS,
         debian::TESTS,

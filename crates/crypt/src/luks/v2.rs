@@ -127,6 +127,15 @@ impl Header {
     }
 }
 
+/// SHA-256 of a copy without its checksum.
+pub(super) fn checksum(copy: &[u8]) -> [u8; 32] {
+    let mut copy = copy.to_vec();
+    if let Some(place) = copy.get_mut(CHECKSUM) {
+        place.fill(0);
+    }
+    Sha256::digest(&copy).into()
+}
+
 /// The disk's key, where the passphrase is this slot's.
 fn unlock(
     slot: &json::Slot,

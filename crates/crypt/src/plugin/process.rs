@@ -14,6 +14,7 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -64,7 +65,8 @@ impl Connection {
     pub(super) fn to_program(plugin: &Plugin) -> Result<Self, CryptError> {
         let failed = |error: io::Error| plugin.problem(format!("it can't be started: {error}"));
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-        let child = Command::new(&plugin.path)
+        // A bare name would be looked for in PATH.
+        let child = Command::new(path::absolute(&plugin.path).map_err(failed)?)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .process_group(0)

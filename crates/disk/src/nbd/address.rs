@@ -45,6 +45,12 @@ impl Address {
         }))
     }
 
+    /// It is on this host, behind a socket in the file system.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        matches!(self.place, Place::Unix(_))
+    }
+
     pub(super) fn connect(&self) -> io::Result<Stream> {
         Ok(match &self.place {
             Place::Tcp(host, port) => Stream::Tcp(TcpStream::connect((host.as_str(), *port))?),

@@ -23,7 +23,7 @@ use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 /// The longest chain of images.
-const LONGEST_CHAIN: usize = 64;
+pub(crate) const LONGEST_CHAIN: usize = 64;
 
 /// A qcow2 image and what it is backed by.
 pub struct Qcow2 {
