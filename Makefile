@@ -43,7 +43,8 @@ tools:
 		else echo "make: missing; as root: apt install$$missing" >&2; exit 1; fi; \
 	fi
 
-# What a Debian on a disk is made and looked at with, and images are exchanged with. Without them its tests are skipped, and say so.
+# What a Debian on a disk is made and looked at with, what images are exchanged with, and peers of the network. Without them tests are
+# skipped, and say so.
 test-tools:
 	@missing=""; \
 	PATH="$$PATH:/usr/sbin:/sbin"; \
@@ -53,6 +54,8 @@ test-tools:
 	command -v nbdkit >/dev/null || missing="$$missing nbdkit"; \
 	command -v mke2fs >/dev/null || missing="$$missing e2fsprogs"; \
 	command -v ssh >/dev/null || missing="$$missing openssh-client"; \
+	command -v ip >/dev/null || missing="$$missing iproute2"; \
+	command -v passt >/dev/null || missing="$$missing passt"; \
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ]; then apt-get install --yes --no-install-recommends $$missing || true; \
 		else echo "make: some tests will be skipped without: apt install$$missing"; fi; \

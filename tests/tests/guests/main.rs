@@ -18,6 +18,7 @@ mod lifecycle;
 mod losses;
 mod network;
 mod patching;
+mod peers;
 mod process;
 mod stress;
 mod terminals;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         commands::TESTS,
         lifecycle::TESTS,
         network::TESTS,
+        peers::TESTS,
         terminals::TESTS,
         patching::TESTS,
         jits::TESTS,
