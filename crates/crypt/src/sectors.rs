@@ -23,8 +23,11 @@ use std::sync::Arc;
 use twofish::Twofish;
 use zeroize::Zeroizing;
 
-/// Blocks that are given to a cipher at once.
-const AT_ONCE: usize = 32;
+/// Blocks that are given to a cipher at once: two sectors of 4096 bytes, or 16 of 512.
+const AT_ONCE: usize = 512;
+const MOST_SECTORS: usize = 16;
+/// Tweaks that are worked on at once; at most eight.
+const CHAINS: usize = 8;
 
 type Block = Array<u8, U16>;
 
@@ -249,36 +252,54 @@ struct Xts<C, E> {
 }
 
 impl<C: Both, E: Both> Xts<C, E> {
-    /// `turn` encrypts or decrypts blocks, which are at most [`AT_ONCE`].
+    /// `turn` encrypts or decrypts blocks, as many at once as there are: a host's AES units do dozens in parallel.
     fn run(&self, sector: u64, data: &mut [u8], turn: impl Fn(&C, &mut [Block])) {
         let size = self.numbers.sector_bytes;
-        // The tweaks of many sectors, then their blocks.
-        for (group, sectors) in data.chunks_mut(size * AT_ONCE).enumerate() {
+        let together = AT_ONCE * size_of::<Block>() / size;
+        for (group, sectors) in data.chunks_mut(together * size).enumerate() {
             let count = sectors.len() / size;
-            let mut tweaks = [Block::default(); AT_ONCE];
+            let mut tweaks = [Block::default(); MOST_SECTORS];
             for (index, tweak) in tweaks[..count].iter_mut().enumerate() {
-                *tweak = self.numbers.start(sector, group * AT_ONCE + index);
+                *tweak = self.numbers.start(sector, group * together + index);
             }
             if let Some(essiv) = &self.essiv {
                 essiv.encrypt_blocks(&mut tweaks[..count]);
             }
             self.keys.1.encrypt_blocks(&mut tweaks[..count]);
-            for (sector, tweak) in sectors.chunks_exact_mut(size).zip(&tweaks) {
-                let mut tweak = u128::from_le_bytes((*tweak).into());
-                for blocks in blocks(sector).chunks_mut(AT_ONCE) {
-                    let mut powers = [0; AT_ONCE];
-                    for power in &mut powers[..blocks.len()] {
-                        *power = tweak;
-                        // Times x in GF(2^128), modulo x^128 + x^7 + x^2 + x + 1.
-                        tweak = (tweak << 1) ^ ((tweak >> 127) * 0x87);
-                    }
-                    mask(blocks, &powers);
-                    turn(&self.keys.0, blocks);
-                    mask(blocks, &powers);
-                }
+            let mut powers = [0; AT_ONCE];
+            for (powers, tweak) in powers.chunks_exact_mut(size / size_of::<Block>()).zip(&tweaks[..count]) {
+                fill(powers, u128::from_le_bytes((*tweak).into()));
             }
+            let blocks = blocks(sectors);
+            mask(blocks, &powers);
+            turn(&self.keys.0, blocks);
+            mask(blocks, &powers);
         }
     }
+}
+
+/// A sector's tweaks: each is the one before times x.
+fn fill(powers: &mut [u128], tweak: u128) {
+    for (number, power) in powers.iter_mut().take(CHAINS).enumerate() {
+        *power = times_x(tweak, number as u32);
+    }
+    // Chains that don't wait for each other.
+    for number in CHAINS..powers.len() {
+        let before = powers[number - CHAINS];
+        let out = (before >> (u128::BITS - CHAINS as u32)) as u64;
+        powers[number] = (before << CHAINS) ^ u128::from(reduced(out));
+    }
+}
+
+/// Times x to the power of up to eight in GF(2^128), modulo x^128 + x^7 + x^2 + x + 1.
+fn times_x(value: u128, power: u32) -> u128 {
+    let out = value.checked_shr(u128::BITS - power).unwrap_or(0) as u64;
+    (value << power) ^ u128::from(reduced(out))
+}
+
+/// What bits that are shifted out come back as.
+fn reduced(out: u64) -> u64 {
+    out ^ (out << 1) ^ (out << 2) ^ (out << 7)
 }
 
 fn mask(blocks: &mut [Block], with: &[u128; AT_ONCE]) {
