@@ -24,6 +24,9 @@ mod page;
 mod scale;
 mod time;
 
+#[cfg(test)]
+mod tests;
+
 pub use hub::Hub;
 pub use none::Plain;
 pub use page::Flag;
