@@ -10,7 +10,7 @@ use std::process::{Command, exit};
 const SOURCE: &str = "../../guests/init/src/main.rs";
 
 fn main() {
-    println!("cargo::rerun-if-changed={SOURCE}");
+    println!("cargo::rerun-if-changed=../../guests/init/src");
     println!("cargo::rerun-if-changed=build.rs");
     let rustc = env::var_os("RUSTC").expect("cargo sets RUSTC");
     let folder = env::var_os("OUT_DIR").expect("cargo sets OUT_DIR");

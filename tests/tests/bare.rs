@@ -237,6 +237,8 @@ impl Bench {
             no_reboot: false,
             disks: Vec::new(),
             nets: Vec::new(),
+            shares: Vec::new(),
+            ports: Vec::new(),
             entropy: false,
             test_devices: true,
         };

@@ -22,8 +22,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("crypt", &[]),
     ("sandbox", &[]),
     ("disk", &["crypt"]),
+    ("share", &[]),
     ("workers", &[]),
-    ("virtio", &["chipset", "disk", "memory", "net", "workers", "x86"]),
+    ("virtio", &["chipset", "disk", "memory", "net", "share", "workers", "x86"]),
     ("nvme", &["chipset", "disk", "memory", "workers", "x86"]),
     // Never an engine: it holds an `Arc<dyn Engine>` that the binary makes.
     (
@@ -39,6 +40,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "net",
             "nvme",
             "sandbox",
+            "share",
             "virtio",
             "workers",
             "x86",

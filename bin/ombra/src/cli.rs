@@ -2,6 +2,7 @@
 
 use crate::disks::Disk;
 use crate::network::{Net, Publish};
+use crate::shares::{Root, Share};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -106,6 +107,19 @@ pub(crate) struct Run {
     /// Publish a port of the guest's: [IP:]HOST:GUEST[/udp], on this host alone without IP; implies --net; may be repeated
     #[arg(short, long, value_name = "PORTS", help_heading = "Machine")]
     pub(crate) publish: Vec<Publish>,
+    /// Folder of this host's that the guest sees, DIR[:TAG][,ro]: at /mnt/TAG with COMMAND, else by `mount -t virtiofs TAG`; may be repeated
+    #[arg(long, value_name = "DIR", help_heading = "Machine")]
+    pub(crate) share: Vec<Share>,
+    /// Root of COMMAND's guest: host (this system's files, read-only below a throw-away overlay), busybox, a folder, or a disk's
+    /// image, whose changes are thrown away [default: host, where the kernel can]
+    #[arg(long, value_name = "ROOT", conflicts_with = "initramfs", help_heading = "Machine")]
+    pub(crate) root: Option<Root>,
+    /// Folder that COMMAND may write to, in its place below a root of the host's; may be repeated
+    #[arg(long, value_name = "DIR", conflicts_with = "initramfs", help_heading = "Machine")]
+    pub(crate) rw: Vec<PathBuf>,
+    /// Environment variable of COMMAND's: NAME (as it is here) or NAME=VALUE; may be repeated
+    #[arg(short, long, value_name = "NAME", conflicts_with = "initramfs", help_heading = "Machine")]
+    pub(crate) env: Vec<String>,
     /// Offer the guest 5-level paging (57-bit addresses)
     #[arg(long, help_heading = "Machine")]
     pub(crate) la57: bool,
@@ -142,6 +156,9 @@ pub(crate) struct Run {
         help_heading = "Machine"
     )]
     pub(crate) serial: Serial,
+    /// A command's streams go through serial ports, as with kernels that have no driver for virtio consoles
+    #[arg(long, hide = true, help_heading = "Machine")]
+    pub(crate) no_console: bool,
     /// Load a module of the kernel's before COMMAND or the shell; may be repeated
     #[arg(long, value_name = "NAME", conflicts_with = "initramfs", help_heading = "Boot")]
     pub(crate) module: Vec<String>,
@@ -191,7 +208,7 @@ pub(crate) struct Run {
     #[arg(short, long, conflicts_with = "verbose", help_heading = "Messages")]
     pub(crate) quiet: bool,
 
-    /// Command to run in the guest, in an initramfs of busybox
+    /// Command to run in the guest
     #[arg(last = true, value_name = "COMMAND")]
     pub(crate) command: Vec<String>,
 }

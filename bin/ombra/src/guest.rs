@@ -1,12 +1,14 @@
 //! The host's half of the agreement with `guests/init`: the kernel's log, the control lines, stdin's way into the guest.
 //!
-//! COM1 carries the kernel's messages, COM2 the command's stdin and stdout, COM3 its stderr, COM4 lines of control (see the
-//! head of `guests/init/src/main.rs`). The machine's writer threads call [`LogWriter`] and [`ControlWriter`]; a thread of
+//! COM1 carries the kernel's messages. The command's stdin, stdout, stderr and lines of control have ports of a virtio console each;
+//! for kernels without a driver for that there are COM2 (stdin and stdout), COM3 and COM4 (see the head of
+//! `guests/init/src/main.rs`). The machine's writer threads call [`LogWriter`] and [`ControlWriter`]; a thread of
 //! [`Forward::run`] reads stdin. Locks are leaves.
 
-use crate::terminal::{HELP, Key, Keys, Messages};
+use crate::terminal::{self, HELP, Key, Keys, Messages};
 use machine::Input;
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -17,6 +19,8 @@ use std::thread;
 const LOG_LIMIT: usize = 256 << 10;
 /// Lines of the log that are shown when a guest fails.
 const TAIL: usize = 30;
+/// Bytes that are passed on at once.
+const PIECE: usize = 64 << 10;
 /// Pieces of typed input, of at most 4 KiB each, that wait for the guest.
 const PIECES: usize = 1024;
 
@@ -66,10 +70,45 @@ impl Write for LogWriter {
     }
 }
 
+/// How the guest's init reaches us.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Way {
+    /// Serial ports.
+    Serial,
+    /// Ports of a virtio console.
+    Console,
+}
+
+/// Stdout and stderr, in this order.
+pub(crate) type Both = [u64; 2];
+
 #[derive(Default, Debug)]
 struct Told {
-    ready: bool,
+    ready: Option<Way>,
     status: Option<u8>,
+    /// Bytes that the guest has sent in all, at its end.
+    sent: Option<Both>,
+    /// Bytes that we have written.
+    written: Both,
+    /// Where to say that the guest may switch itself off.
+    bye: Option<PipeWriter>,
+}
+
+impl Told {
+    /// More than 255 a status can't be; the guest says nonsense then, and gets its low byte as a shell would give.
+    fn exit(&mut self, status: &str) {
+        self.status = status.parse::<i32>().ok().map(|status| (status & 0xff) as u8);
+    }
+
+    /// Lets the guest go when everything is here.
+    fn part(&mut self) {
+        if self.sent.is_some_and(|sent| sent.iter().zip(&self.written).all(|(sent, here)| sent <= here))
+            && let Some(mut bye) = self.bye.take()
+        {
+            // A guest that is gone needs no permission.
+            let _ = bye.write_all(b"bye\n");
+        }
+    }
 }
 
 /// What the guest's init has told.
@@ -82,23 +121,42 @@ impl Control {
         lock(&self.0.0).status
     }
 
-    /// Waits until the guest takes input. Bytes sent earlier are lost when its kernel sets up the port.
-    fn wait_until_ready(&self) {
+    /// Waits until the guest takes input, and says on which way. Bytes sent earlier are lost when its kernel sets up the port.
+    fn wait_until_ready(&self) -> Way {
         let mut told = lock(&self.0.0);
-        while !told.ready {
+        loop {
+            if let Some(way) = told.ready {
+                return way;
+            }
             told = self.0.1.wait(told).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
+    /// Where to tell the guest that it may switch itself off.
+    pub(crate) fn parts_by(&self, lines: PipeWriter) {
+        lock(&self.0.0).bye = Some(lines);
+    }
+
+    fn written(&self, stream: usize, bytes: usize) {
+        let mut told = lock(&self.0.0);
+        told.written[stream] += bytes as u64;
+        told.part();
+    }
+
     fn line(&self, line: &str) {
         match line.split_whitespace().collect::<Vec<_>>().as_slice() {
-            ["ready"] => {
-                lock(&self.0.0).ready = true;
+            ["ready", way] => {
+                lock(&self.0.0).ready = Some(if *way == "ports" { Way::Console } else { Way::Serial });
                 self.0.1.notify_all();
             }
-            // More than 255 a status can't be; the guest says nonsense then, and gets its low byte as a shell would give.
-            ["exit", status] => {
-                lock(&self.0.0).status = status.parse::<i32>().ok().map(|status| (status & 0xff) as u8);
+            ["exit", status] => lock(&self.0.0).exit(status),
+            ["exit", status, output, errors] => {
+                let mut told = lock(&self.0.0);
+                told.exit(status);
+                if let (Ok(output), Ok(errors)) = (output.parse(), errors.parse()) {
+                    told.sent = Some([output, errors]);
+                    told.part();
+                }
             }
             _ => {}
         }
@@ -138,7 +196,54 @@ impl Write for ControlWriter {
     }
 }
 
-/// A serial port's input that a thread of ours fills through a pipe.
+/// Output of ours that counts what the guest's init wants to be sure of.
+pub(crate) struct Counted {
+    pub(crate) to: File,
+    pub(crate) control: Control,
+    /// Which of [`Both`].
+    pub(crate) stream: usize,
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.to.write(bytes)?;
+        self.control.written(self.stream, count);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// Lines for the guest's init, on the way that it has taken.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    pub(crate) serial: PipeWriter,
+    pub(crate) console: Option<PipeWriter>,
+    pub(crate) control: Control,
+}
+
+impl Lines {
+    /// The terminal's size; the guest reads it by itself when it starts, and hears of changes when it is ready.
+    pub(crate) fn size(&mut self) {
+        let (Some((rows, columns)), Some(way)) = (terminal::size(), lock(&self.control.0.0).ready) else {
+            return;
+        };
+        self.tell(way, &format!("size {rows} {columns}\n"));
+    }
+
+    fn tell(&mut self, way: Way, line: &str) {
+        let to = match (way, &mut self.console) {
+            (Way::Console, Some(console)) => console,
+            _ => &mut self.serial,
+        };
+        // A guest that is gone has no use for it.
+        let _ = to.write_all(line.as_bytes());
+    }
+}
+
+/// A port's input that a thread of ours fills through a pipe.
 #[derive(Debug)]
 pub(crate) struct Piped(pub(crate) PipeReader);
 
@@ -149,20 +254,23 @@ impl Input for Piped {
 
     fn receive(&mut self, guest: &mut Vec<u8>) -> io::Result<bool> {
         // A pipe that polls readable gives at once what it has.
-        let mut buffer = [0; 4096];
-        let count = self.0.read(&mut buffer)?;
-        guest.extend_from_slice(&buffer[..count]);
-        Ok(count > 0)
+        let start = guest.len();
+        guest.resize(start + PIECE, 0);
+        let count = self.0.read(&mut guest[start..]);
+        guest.truncate(start + *count.as_ref().unwrap_or(&0));
+        Ok(count? > 0)
     }
 }
 
 /// What is done with stdin.
 #[derive(Debug)]
 pub(crate) struct Forward {
-    /// The port's input.
+    /// A serial port's input.
     pub(crate) port: PipeWriter,
+    /// The same for a console's port, which is taken where the guest says so.
+    pub(crate) console: Option<PipeWriter>,
     /// Where the guest's init listens, which is then waited for and told of the end.
-    pub(crate) init: Option<(Control, Arc<Mutex<PipeWriter>>)>,
+    pub(crate) init: Option<(Control, Arc<Mutex<Lines>>)>,
     /// Look for escape keys.
     pub(crate) keys: bool,
 }
@@ -180,7 +288,7 @@ impl Forward {
     fn bytes(mut self, mut stdin: impl Read) -> io::Result<()> {
         self.wait();
         let mut sent = 0;
-        let mut buffer = [0; 4096];
+        let mut buffer = vec![0; PIECE];
         while let Some(count) = read(&mut stdin, &mut buffer) {
             // The machine is gone: so is who would read.
             if self.port.write_all(&buffer[..count]).is_err() {
@@ -235,15 +343,23 @@ impl Forward {
         self.tell_the_end(sent);
     }
 
-    fn wait(&self) {
-        if let Some((control, _)) = &self.init {
-            control.wait_until_ready();
+    fn wait(&mut self) {
+        let Some((control, lines)) = &self.init else { return };
+        let way = control.wait_until_ready();
+        // It may have changed since the guest was told.
+        lock(lines).size();
+        if let Some(console) = self.console.take()
+            && way == Way::Console
+        {
+            self.port = console;
+            // Its end is the guest's.
+            self.init = None;
         }
     }
 
     fn tell_the_end(&self, sent: u64) {
         if let Some((_, lines)) = &self.init {
-            let _ = lock(lines).write_all(format!("eof {sent}\n").as_bytes());
+            lock(lines).tell(Way::Serial, &format!("eof {sent}\n"));
         }
     }
 }
@@ -269,10 +385,10 @@ mod tests {
         let control = Control::default();
         let mut writer = ControlWriter::new(control.clone());
         writer.write_all(b"rea").unwrap();
-        writer.write_all(b"dy\nexit ").unwrap();
+        writer.write_all(b"dy serial\nexit ").unwrap();
         assert_eq!(control.status(), None);
         writer.write_all(b"143\n").unwrap();
-        control.wait_until_ready();
+        assert_eq!(control.wait_until_ready(), Way::Serial);
         assert_eq!(control.status(), Some(143));
     }
 
@@ -298,19 +414,40 @@ mod tests {
         assert_eq!(tail.lines().last(), Some("line 99999"));
     }
 
+    #[test]
+    fn the_guest_may_go_when_all_its_bytes_are_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let control = Control::default();
+        let (mut guest, lines) = io::pipe().unwrap();
+        control.parts_by(lines);
+        let file = |name| File::create(folder.path().join(name)).unwrap();
+        let mut output = Counted { to: file("out"), control: control.clone(), stream: 0 };
+        let mut errors = Counted { to: file("err"), control: control.clone(), stream: 1 };
+        output.write_all(b"12345").unwrap();
+        control.line("exit 3 5 2");
+        errors.write_all(b"1").unwrap();
+        assert!(lock(&control.0.0).bye.is_some(), "a byte is missing");
+        errors.write_all(b"2").unwrap();
+        assert_eq!(control.status(), Some(3));
+        let mut words = String::new();
+        guest.read_to_string(&mut words).unwrap();
+        assert_eq!(words, "bye\n");
+    }
+
     /// Input to forward, with the guest's end of the pipe and its init's words.
     fn typed() -> (Forward, PipeReader, Control) {
         let (guest, port) = io::pipe().unwrap();
-        let (_, lines) = io::pipe().unwrap();
+        let (_, serial) = io::pipe().unwrap();
         let control = Control::default();
+        let lines = Lines { serial, console: None, control: control.clone() };
         let init = Some((control.clone(), Arc::new(Mutex::new(lines))));
-        (Forward { port, init, keys: true }, guest, control)
+        (Forward { port, console: None, init, keys: true }, guest, control)
     }
 
     #[test]
     fn keys_typed_before_the_guest_is_ready_wait_for_it() {
         let (forward, mut guest, control) = typed();
-        forward.run(&b"early\x01x late"[..], || control.line("ready")).unwrap();
+        forward.run(&b"early\x01x late"[..], || control.line("ready serial")).unwrap();
         let mut got = String::new();
         guest.read_to_string(&mut got).unwrap();
         assert_eq!(got, "early late");
@@ -319,7 +456,7 @@ mod tests {
     #[test]
     fn the_escape_is_seen_though_the_guest_reads_nothing() {
         let (forward, guest, control) = typed();
-        control.line("ready");
+        control.line("ready serial");
         let pasted = [vec![b'p'; 8 << 20], b"\x01x".to_vec()].concat();
         let guest = Mutex::new(Some(guest));
         forward.run(&pasted[..], || drop(lock(&guest).take())).unwrap();

@@ -34,6 +34,10 @@ pub(crate) struct Contents<'a> {
     pub(crate) busybox: &'a [u8],
     /// Kernel modules, in the order in which they are to be loaded.
     pub(crate) modules: &'a [Module],
+    /// What to mount; may be empty.
+    pub(crate) folders: &'a str,
+    /// Where the command starts.
+    pub(crate) directory: &'a str,
     /// What to do with network cards; may be empty.
     pub(crate) network: &'a str,
 }
@@ -65,6 +69,8 @@ pub(crate) fn build(contents: &Contents<'_>) -> io::Result<Vec<u8>> {
     archive.file("ombra/arguments", 0o644, &list(contents.arguments))?;
     archive.file("ombra/environment", 0o644, &list(contents.environment))?;
     archive.file("ombra/size", 0o644, size.as_bytes())?;
+    archive.file("ombra/folders", 0o644, contents.folders.as_bytes())?;
+    archive.file("ombra/directory", 0o644, contents.directory.as_bytes())?;
     if !contents.network.is_empty() {
         archive.file("ombra/network", 0o644, contents.network.as_bytes())?;
         archive.file("etc/resolv.conf", 0o644, b"")?;
@@ -144,6 +150,8 @@ mod tests {
             environment: &["TERM=dumb".to_owned()],
             size: Some((24, 80)),
             busybox: b"busybox",
+            folders: "mount a /mnt/a\n",
+            directory: "/tmp",
             network: "eth0 dhcp\n",
             modules: &[Module { name: "virtio".to_owned(), bytes: b"ELF".to_vec() }],
         })
@@ -156,6 +164,8 @@ mod tests {
         assert_eq!(files["bin/busybox"], b"busybox");
         assert_eq!(files["ombra/modules/000-virtio"], b"ELF");
         assert_eq!(files["ombra/network"], b"eth0 dhcp\n");
+        assert_eq!(files["ombra/folders"], b"mount a /mnt/a\n");
+        assert_eq!(files["ombra/directory"], b"/tmp");
         assert_eq!(files["init"], INIT);
     }
 

@@ -1,6 +1,6 @@
 //! `ombra`: the command line of the virtual machine monitor. Parses flags, has the terminal, ends with the right status.
 //!
-//! Modules: `cli`, `disks`, `keys` and `network` (flags), `run` and `guest` (a guest, and a command in one), `stats` (what was counted), `confine` (`--sandbox`), `images` (`ombra disk`), `find`, `modules` and `initramfs` (what the user didn't
+//! Modules: `cli`, `disks`, `keys`, `network` and `shares` (flags), `run`, `wires` and `guest` (a guest, and a command in one), `stats` (what was counted), `confine` (`--sandbox`), `images` (`ombra disk`), `find`, `modules` and `initramfs` (what the user didn't
 //! bring), `terminal`, `doctor`. What the machine consists of is `machine`'s business.
 
 mod cli;
@@ -15,8 +15,10 @@ mod keys;
 mod modules;
 mod network;
 mod run;
+mod shares;
 mod stats;
 mod terminal;
+mod wires;
 
 use clap::Parser;
 use clap::error::ErrorKind;

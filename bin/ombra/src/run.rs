@@ -6,21 +6,23 @@
 use crate::cli::{Engine as EngineChoice, Feature, Run, Serial};
 use crate::confine::Confined;
 use crate::disks::Disk;
-use crate::guest::{Control, ControlWriter, Forward, Log, LogWriter, Piped};
+use crate::guest::{Control, Forward, Lines, Log};
 use crate::initramfs::{self, Contents, Mode};
-use crate::modules::{self, Module};
+use crate::modules::{Kernel, Module};
+use crate::shares::{self, Folders};
+use crate::wires::Wires;
 use crate::{find, network, stats, terminal};
 use anyhow::{Context, Result};
-use control::{BootConfig, DiskBus, Initramfs, MachineConfig, NetConfig, SerialConfig};
+use control::{BootConfig, DiskBus, Initramfs, MachineConfig, NetConfig};
 use engine::{Engine, EngineError, Setup};
 use interpreter::Interpreter;
-use machine::{Machine, Outcome, Stream, Streams};
+use machine::{Machine, Outcome};
 use signal_hook::consts::{
     SIGABRT, SIGALRM, SIGBUS, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSYS, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
     SIGXCPU,
 };
 use signal_hook::iterator::Signals;
-use std::io::{self, PipeWriter, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -52,7 +54,13 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
     let nets = network::cards(&flags.net, &flags.publish).map_err(anyhow::Error::msg)?;
     let log = Log::default();
     let control = Control::default();
-    let (streams, inputs) = connect(flags, mode, &log, &control)?;
+    let modules = Kernel::of(&kernel);
+    let wires = Wires::plan(flags, mode, &modules);
+    let folders = Folders::plan(flags, mode, &modules)?;
+    if !folders.shares.is_empty() {
+        shares::raise_limit();
+    }
+    let (streams, inputs) = wires.connect(flags, &log, &control)?;
     let config = MachineConfig {
         memory: flags.memory.0,
         cpus: flags.cpus,
@@ -63,14 +71,21 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
         parts: parts(flags),
         boot: BootConfig {
             cmdline: cmdline(flags, mode, &kernel),
-            initramfs: initramfs(flags, mode, &kernel, &nets)?,
+            initramfs: initramfs(flags, mode, &modules, &nets, &folders)?,
             kernel,
         },
-        serial: ports(flags, mode),
+        serial: wires.serial(flags),
         // A command's guest that panics reboots, and that is its end.
         no_reboot: flags.no_reboot || mode.is_some(),
-        disks: flags.disk.iter().map(Disk::config).collect::<Result<_>>()?,
+        disks: folders
+            .disk
+            .into_iter()
+            .map(Ok)
+            .chain(flags.disk.iter().map(Disk::config))
+            .collect::<Result<_>>()?,
         nets,
+        shares: folders.shares,
+        ports: wires.ports(),
         entropy: true,
         test_devices: flags.test_devices,
     };
@@ -93,11 +108,13 @@ pub(crate) fn run(flags: &Run) -> Result<u8> {
     if let Some(port) = inputs.stdin {
         let keys = raw.is_some();
         let init = inputs.init.filter(|_| mode != Some(Mode::Shell)).map(|lines| (control.clone(), lines));
+        let console = inputs.console;
         let stopper = stopper.clone();
         thread::Builder::new()
             .name("ombra-stdin".to_owned())
             .spawn(move || {
-                let forwarded = Forward { port, init, keys }.run(io::stdin(), || stopper.stop(Reason::Quit));
+                let forwarded =
+                    Forward { port, console, init, keys }.run(io::stdin(), || stopper.stop(Reason::Quit));
                 if let Err(error) = forwarded {
                     tracing::warn!("the guest gets no input: the host refuses a thread: {error}");
                 }
@@ -162,20 +179,28 @@ fn tsc_frequency() -> String {
 fn initramfs(
     flags: &Run,
     mode: Option<Mode>,
-    kernel: &Path,
+    kernel: &Kernel,
     nets: &[NetConfig],
+    folders: &Folders,
 ) -> Result<Option<Initramfs>> {
     let Some(mode) = mode else { return Ok(flags.initramfs.clone().map(Initramfs::File)) };
     let shell = ["sh".to_owned(), "-l".to_owned()];
-    let modules = modules(flags, kernel, nets)?;
+    let modules = modules(flags, mode, kernel, nets, folders)?;
     let term = std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned());
+    let mut environment = vec![format!("TERM={term}"), "PS1=ombra:\\w# ".to_owned()];
+    for text in &flags.env {
+        environment.extend(shares::variable(text)?);
+    }
+    let directory = folders.directory.as_deref().map(|path| path.to_string_lossy()).unwrap_or_default();
     let archive = initramfs::build(&Contents {
         mode,
         arguments: if mode == Mode::Shell { &shell } else { &flags.command },
-        environment: &[format!("TERM={term}"), "PS1=ombra:\\w# ".to_owned()],
+        environment: &environment,
         size: terminal::size(),
         busybox: &find::busybox()?,
         modules: &modules,
+        folders: &folders.instructions,
+        directory: &directory,
         network: &network::instructions(nets),
     })
     .context("can't build the guest's initramfs")?;
@@ -183,10 +208,20 @@ fn initramfs(
 }
 
 /// The kernel modules that the guest needs for what the flags give it, and those that are asked for.
-fn modules(flags: &Run, kernel: &Path, nets: &[NetConfig]) -> Result<Vec<Module>> {
-    let mut names: Vec<&str> = Vec::new();
+fn modules(
+    flags: &Run,
+    mode: Mode,
+    kernel: &Kernel,
+    nets: &[NetConfig],
+    folders: &Folders,
+) -> Result<Vec<Module>> {
+    let mut names: Vec<&str> = folders.modules.clone();
+    // Without it there are the serial ports.
+    if mode != Mode::Shell && kernel.has("virtio_console") {
+        names.push("virtio_console");
+    }
     let has = |bus| flags.disk.iter().any(|disk| disk.bus() == bus);
-    if has(DiskBus::Virtio) {
+    if has(DiskBus::Virtio) || folders.disk.is_some() {
         names.push("virtio_blk");
     }
     if !nets.is_empty() {
@@ -200,59 +235,7 @@ fn modules(flags: &Run, kernel: &Path, nets: &[NetConfig]) -> Result<Vec<Module>
     if has(DiskBus::Nvme) {
         names.push("nvme");
     }
-    modules::find(kernel, &names, &flags.module)
-}
-
-fn ports(flags: &Run, mode: Option<Mode>) -> [Option<SerialConfig>; 4] {
-    let stream = || Some(SerialConfig::Stream);
-    let first = match &flags.serial {
-        Serial::Stdio => SerialConfig::Stream,
-        Serial::File(path) => SerialConfig::File(path.clone()),
-        Serial::Null => SerialConfig::Null,
-    };
-    match mode {
-        None => [Some(first), None, None, None],
-        Some(Mode::Shell) => [Some(first), None, None, stream()],
-        Some(Mode::Command | Mode::Terminal) => [stream(), stream(), stream(), stream()],
-    }
-}
-
-/// Our ends of the pipes into the guest.
-struct Inputs {
-    /// The port that stdin goes to.
-    stdin: Option<PipeWriter>,
-    /// COM4, where the guest's init listens.
-    init: Option<Arc<Mutex<PipeWriter>>>,
-}
-
-fn connect(flags: &Run, mode: Option<Mode>, log: &Log, control: &Control) -> Result<(Streams, Inputs)> {
-    let pipe = || io::pipe().context("the host refuses a pipe");
-    let mut streams = Streams::default();
-    let mut inputs = Inputs { stdin: None, init: None };
-    let uses_stdio = match mode {
-        Some(Mode::Command | Mode::Terminal) => true,
-        _ => flags.serial == Serial::Stdio,
-    };
-    if uses_stdio {
-        let (reader, writer) = pipe()?;
-        inputs.stdin = Some(writer);
-        let port = if matches!(mode, Some(Mode::Command | Mode::Terminal)) { 1 } else { 0 };
-        streams.serial[port] =
-            Some(Stream { output: Box::new(io::stdout()), input: Some(Box::new(Piped(reader))) });
-    }
-    if matches!(mode, Some(Mode::Command | Mode::Terminal)) {
-        let show = flags.verbose;
-        streams.serial[0] =
-            Some(Stream { output: Box::new(LogWriter { log: log.clone(), show }), input: None });
-        streams.serial[2] = Some(Stream { output: Box::new(io::stderr()), input: None });
-    }
-    if mode.is_some() {
-        let (reader, writer) = pipe()?;
-        inputs.init = Some(Arc::new(Mutex::new(writer)));
-        let output = Box::new(ControlWriter::new(control.clone()));
-        streams.serial[3] = Some(Stream { output, input: Some(Box::new(Piped(reader))) });
-    }
-    Ok((streams, inputs))
+    kernel.find(&names, &flags.module)
 }
 
 /// The exit status, or why there is none.
@@ -323,7 +306,7 @@ impl Stopper {
         });
     }
 
-    fn watch_signals(&self, init: Option<Arc<Mutex<PipeWriter>>>) -> Result<()> {
+    fn watch_signals(&self, init: Option<Arc<Mutex<Lines>>>) -> Result<()> {
         let mut signals = Signals::new(ENDING.iter().chain(&DEADLY).chain(&[SIGWINCH, SIGCONT]))
             .context("signals can't be watched")?;
         let stopper = self.clone();
@@ -334,9 +317,8 @@ impl Stopper {
                     match signal {
                         SIGCONT => terminal::enforce(),
                         SIGWINCH => {
-                            if let (Some((rows, columns)), Some(init)) = (terminal::size(), &init) {
-                                let mut init = init.lock().unwrap_or_else(PoisonError::into_inner);
-                                let _ = writeln!(init, "size {rows} {columns}");
+                            if let Some(init) = &init {
+                                init.lock().unwrap_or_else(PoisonError::into_inner).size();
                             }
                         }
                         signal if DEADLY.contains(&signal) => {

@@ -2,13 +2,17 @@
 //!
 //! The command line fills a [`MachineConfig`], `machine` builds from it.
 
+mod console;
 mod disk;
 mod enlightenments;
 mod net;
+mod share;
 
+pub use console::PortConfig;
 pub use disk::{DiskBus, DiskConfig, DiskEncryption, DiskFormat, KeySource};
 pub use enlightenments::{Enlightenments, Parts};
 pub use net::{Forward, NetBackend, NetConfig, Protocol, UserNet};
+pub use share::ShareConfig;
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -40,6 +44,10 @@ pub struct MachineConfig {
     pub disks: Vec<DiskConfig>,
     /// Network cards (virtio-net), in the order in which the guest finds them.
     pub nets: Vec<NetConfig>,
+    /// Folders of the host's (virtio-fs).
+    pub shares: Vec<ShareConfig>,
+    /// Ports of a virtio console; no console where there are none.
+    pub ports: Vec<PortConfig>,
     /// An entropy source (virtio-rng) that gives the guest the host's random bytes.
     pub entropy: bool,
     /// The devices that bare-metal test kernels written for QEMU expect.

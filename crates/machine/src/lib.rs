@@ -8,7 +8,7 @@
 //! | `events` | the event loop: alarms and host file descriptors |
 //! | `streams`, `serial` | the host's side of serial ports; how the two meet |
 //! | `board`, `gsi` | the devices as a list, and how each is wired |
-//! | `pci`, `disks`, `virtio` | what plugs into PCI |
+//! | `pci`, `disks`, `virtio`, `console` | what plugs into PCI |
 //! | `platform` | what a vCPU sees of all that |
 //! | `windows` | being told when a vCPU can take an event |
 //! | `report` | what a run has counted |
@@ -39,7 +39,7 @@ pub mod acpi;
 mod board;
 pub mod boot;
 pub mod clock;
-
+mod console;
 pub mod cpuid;
 mod disks;
 mod ending;
@@ -82,6 +82,9 @@ pub enum MachineError {
     /// A disk's image.
     #[error(transparent)]
     Disk(#[from] disk::OpenError),
+    /// A shared folder.
+    #[error(transparent)]
+    Share(#[from] share::ShareError),
     /// A network.
     #[error(transparent)]
     Net(#[from] net::NetError),
@@ -100,10 +103,10 @@ pub enum MachineError {
         source: std::io::Error,
     },
     /// The guest's output can't be delivered.
-    #[error("can't write the output of COM{port}")]
+    #[error("can't write the output of {port}")]
     Output {
-        /// The port, from 1.
-        port: usize,
+        /// The port: COM1 to COM4, or a console's by its name.
+        port: String,
         /// The host's reason.
         #[source]
         source: std::io::Error,

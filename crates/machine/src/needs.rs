@@ -27,6 +27,8 @@ pub fn needs(config: &MachineConfig) -> Result<Needs, MachineError> {
         no_reboot: _,
         disks,
         nets,
+        shares,
+        ports: _,
         entropy: _,
         test_devices: _,
     } = config;
@@ -50,6 +52,14 @@ pub fn needs(config: &MachineConfig) -> Result<Needs, MachineError> {
             }
             NetBackend::Tap(_) => Needs { write: vec!["/dev/net/tun".into()], ..Needs::default() },
         });
+    }
+    for share in shares {
+        // A file is opened by its descriptor's name, and what is mounted where is looked at once.
+        let own = ["/proc/self", "/dev/null"].map(PathBuf::from);
+        let mut of_share = Needs { read: own.to_vec(), manages_files: true, ..Needs::default() };
+        let folders = if share.read_only { &mut of_share.read } else { &mut of_share.write };
+        folders.push(share.folder.clone());
+        needs.add(of_share);
     }
     Ok(needs)
 }

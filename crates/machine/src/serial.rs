@@ -150,7 +150,7 @@ pub(crate) fn attach(slot: &mut Slot<'_>) -> Result<(), MachineError> {
             Box::new(Nowhere)
         } else {
             let control = Arc::clone(slot.parts.control);
-            let (writer, output) = Writer::start(index + 1, output, control)
+            let (writer, output) = Writer::start(&format!("COM{}", index + 1), output, control)
                 .map_err(|source| MachineError::Host { what: "a thread", source })?;
             slot.writers.push(writer);
             slot.outputs.push(output.clone());

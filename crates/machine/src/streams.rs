@@ -1,4 +1,4 @@
-//! Serial output and input on the host's side.
+//! Output and input of serial ports and of the ports of a virtio console, on the host's side.
 //!
 //! The caller of [`Machine::new`](crate::Machine::new) connects ports to its terminal or pipes with [`Streams`]. Output goes through a queue
 //! to one writer thread a port (`ombra-com1`...), which writes and flushes as soon as there is something. When [`QUEUE_LIMIT`] bytes
@@ -30,9 +30,11 @@ const STOP_PATIENCE: Duration = Duration::from_millis(500);
 pub struct Streams {
     /// COM1 to COM4.
     pub serial: [Option<Stream>; 4],
+    /// The virtio console's ports, in the order of [`MachineConfig::ports`](control::MachineConfig::ports).
+    pub ports: Vec<Stream>,
 }
 
-/// Both directions of one serial port.
+/// Both directions of one port.
 pub struct Stream {
     /// Takes the guest's output. May block; is flushed after each piece.
     pub output: Box<dyn Write + Send>,
@@ -40,7 +42,7 @@ pub struct Stream {
     pub input: Option<Box<dyn Input>>,
 }
 
-/// A source of serial input. The machine's event loop owns it.
+/// A source of input. The machine's event loop owns that of serial ports, a device's thread that of a console's.
 pub trait Input: Send {
     /// What to poll. Asked once.
     fn fd(&self) -> BorrowedFd<'_>;
@@ -144,26 +146,27 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Starts a writer for COM`number`.
+    /// Starts a writer for the port `name`.
     ///
     /// # Errors
     /// The host refuses a thread.
     pub(crate) fn start(
-        number: usize,
+        name: &str,
         mut sink: Box<dyn Write + Send>,
         control: Arc<Control>,
     ) -> io::Result<(Self, Output)> {
         let shared = Arc::new(Shared::default());
-        let thread = std::thread::Builder::new().name(format!("ombra-com{number}")).spawn({
+        let port = name.to_owned();
+        let thread = std::thread::Builder::new().name(format!("ombra-{}", name.to_lowercase())).spawn({
             let shared = Arc::clone(&shared);
             move || {
                 // Dropped in the other order: nobody waits for the queue any more when the run ends because of a panic.
-                let _presence = Presence { control: Arc::clone(&control), what: "a serial port's writer" };
+                let _presence = Presence { control: Arc::clone(&control), what: "a port's writer" };
                 let gone = Gone(&shared);
                 let result = write_all(&shared, &mut *sink);
                 drop(gone);
                 if let Err(source) = result {
-                    control.end(Ending::Failed(MachineError::Output { port: number, source }));
+                    control.end(Ending::Failed(MachineError::Output { port, source }));
                 }
             }
         })?;
@@ -258,7 +261,7 @@ mod tests {
     fn a_slow_reader_loses_nothing_and_makes_the_guest_wait() {
         let (sender, reader) = mpsc::sync_channel(0);
         let (mut writer, output) =
-            Writer::start(1, Box::new(Slow(sender)), Arc::default()).expect("a thread");
+            Writer::start("COM1", Box::new(Slow(sender)), Arc::default()).expect("a thread");
         let guest = std::thread::spawn(move || {
             for number in 0..3 * HARD_LIMIT {
                 output.push(&[number as u8]);
@@ -281,13 +284,13 @@ mod tests {
         drop(reader);
         let control = Arc::new(Control::default());
         let (_writer, output) =
-            Writer::start(2, Box::new(Slow(sender)), Arc::clone(&control)).expect("a thread");
+            Writer::start("COM2", Box::new(Slow(sender)), Arc::clone(&control)).expect("a thread");
         output.push(b"x");
         control.wait();
         let ending = control.take().expect("an ending");
         assert!(matches!(
             &ending,
-            Ending::Failed(MachineError::Output { port: 2, source }) if source.kind() == io::ErrorKind::BrokenPipe
+            Ending::Failed(MachineError::Output { port, source }) if port == "COM2" && source.kind() == io::ErrorKind::BrokenPipe
         ));
         // Output after that is dropped, not waited for.
         output.push(&vec![0; 2 * QUEUE_LIMIT]);
@@ -298,7 +301,7 @@ mod tests {
     fn a_stopped_machine_does_not_wait_for_a_reader_that_never_reads() {
         let (sender, _reader) = mpsc::sync_channel(0);
         let (mut writer, output) =
-            Writer::start(1, Box::new(Slow(sender)), Arc::default()).expect("a thread");
+            Writer::start("COM1", Box::new(Slow(sender)), Arc::default()).expect("a thread");
         output.push(&vec![0; QUEUE_LIMIT]);
         let pusher = std::thread::spawn({
             let output = output.clone();
@@ -318,7 +321,8 @@ mod tests {
     #[test]
     fn the_port_hears_of_a_full_queue_before_it_waits_and_when_there_is_room_again() {
         let (sender, reader) = mpsc::sync_channel(0);
-        let (writer, output) = Writer::start(1, Box::new(Slow(sender)), Arc::default()).expect("a thread");
+        let (writer, output) =
+            Writer::start("COM1", Box::new(Slow(sender)), Arc::default()).expect("a thread");
         let (room, heard) = mpsc::channel();
         output.on_room(move || {
             let _ = room.send(());
@@ -352,7 +356,7 @@ mod tests {
         }
         let control = Arc::new(Control::default());
         let (mut writer, output) =
-            Writer::start(1, Box::new(Broken), Arc::clone(&control)).expect("a thread");
+            Writer::start("COM1", Box::new(Broken), Arc::clone(&control)).expect("a thread");
         output.push(b"x");
         control.wait();
         assert!(matches!(control.take(), Some(Ending::Failed(MachineError::Panicked { .. }))));

@@ -5,11 +5,15 @@
 
 use crate::MachineError;
 use crate::board::{self, Slot};
-use control::{NetBackend, NetConfig};
+use crate::console;
+use ::share::Share;
+use control::{NetBackend, NetConfig, ShareConfig};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use virtio::Staff;
 use virtio::device::Device;
+use virtio::fs::{FileSystem, TAG_BYTES};
 use virtio::net::Net;
 use virtio::pci::{BAR_BYTES, Transport, Wiring};
 use virtio::rng::Rng;
@@ -20,6 +24,13 @@ pub(crate) fn attach(slot: &mut Slot<'_>) -> Result<(), MachineError> {
     for (number, net) in config.nets.iter().enumerate() {
         let backend = ::net::open(net)?;
         plug(slot, Box::new(Net::new(mac(net, number), backend)))?;
+    }
+    for config in &config.shares {
+        plug(slot, Box::new(file_system(config)?))?;
+    }
+    if !config.ports.is_empty() {
+        let console = console::console(slot)?;
+        plug(slot, Box::new(console))?;
     }
     if slot.parts.config.entropy {
         plug(slot, Box::new(Rng))?;
@@ -37,6 +48,28 @@ fn mac(config: &NetConfig, number: usize) -> [u8; 6] {
             [0x52, 0x54, 0, a, b, c]
         }
     })
+}
+
+/// How long a guest believes what it has been told of names and attributes, where others may change them.
+const BELIEVE: Duration = Duration::from_secs(1);
+/// The same, where nothing changes.
+const BELIEVE_STILL: Duration = Duration::from_secs(24 * 3600);
+
+/// A folder, opened.
+fn file_system(config: &ShareConfig) -> Result<FileSystem, MachineError> {
+    if config.tag.is_empty() || config.tag.len() > TAG_BYTES {
+        return Err(MachineError::Config(format!(
+            "a folder's tag has 1 to {TAG_BYTES} bytes, not `{}`",
+            config.tag
+        )));
+    }
+    let share = Share::open(&share::Options {
+        folder: config.folder.clone(),
+        read_only: config.read_only,
+        believe: if config.is_still { BELIEVE_STILL } else { BELIEVE },
+        is_still: config.is_still,
+    })?;
+    Ok(FileSystem::new(config.tag.clone(), share))
 }
 
 /// Puts one device on PCI.

@@ -9,6 +9,8 @@
 //! | [`pci`] | the transport: registers, features, life |
 //! | [`block`] | disks |
 //! | [`net`] | network card |
+//! | [`fs`] | folders of the host's |
+//! | [`console`] | streams of bytes by name |
 //! | [`rng`] | entropy; the least device there can be |
 //!
 //! `machine` makes a device, puts it on PCI by a [`pci::Transport`], and wires that like any chip.
@@ -27,7 +29,9 @@
 //! local APICs: each may be held while the next is taken.
 
 pub mod block;
+pub mod console;
 pub mod device;
+pub mod fs;
 mod interrupt;
 pub mod net;
 pub mod pci;

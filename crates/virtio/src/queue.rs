@@ -134,6 +134,11 @@ impl Queue {
         self.index
     }
 
+    /// Whether no request has come through it since the driver set it up.
+    pub(crate) fn is_new(&self) -> bool {
+        self.ring.next_avail() == 0
+    }
+
     /// The next request, if there is one.
     ///
     /// # Errors

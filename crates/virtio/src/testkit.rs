@@ -194,9 +194,9 @@ impl Board {
         self.ring_on(0);
     }
 
-    /// All rings have one doorbell, which is told their number.
+    /// Each ring has a doorbell.
     pub(crate) fn ring_on(&mut self, ring: u16) {
-        self.write(0x3000, 2, ring.into());
+        self.write(0x3000 + 4 * u64::from(ring), 2, ring.into());
     }
 
     /// What ring 0 has given back: head and bytes written of each.

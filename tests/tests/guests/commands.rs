@@ -13,6 +13,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_command_reads_stdin_to_its_end", CLOUD, stdin),
     ("a_command_that_reads_late_loses_no_input", CLOUD, late),
     ("all_bytes_pass_both_ways_unchanged", CLOUD, bytes),
+    ("a_kernel_without_a_console_driver_has_serial_ports_for_the_streams", CLOUD, serial),
+    ("a_gigabyte_passes_both_ways_unchanged", CLOUD, gigabyte),
     ("a_guest_that_fails_shows_its_log_where_it_was_kept_back", CLOUD, fails),
     ("five_level_paging_is_there_when_asked_for", CLOUD, la57),
     ("linux_idles_by_mwait_where_it_is_offered", CLOUD, mwait),
@@ -115,6 +117,39 @@ fn bytes(guests: &Guests) {
     let ended = run(guests.ombra().stdin(file).args(["--", "cat"]), None);
     assert!(ended.stdout == all, "{} bytes came back; {}", ended.stdout.len(), ended.stderr);
     assert_eq!((ended.stderr.as_str(), ended.status), ("", Some(0)));
+}
+
+fn serial(guests: &Guests) {
+    let all: Vec<u8> = (0..=255u8).cycle().take(1 << 16).collect();
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(&all).expect("a file");
+    std::io::Seek::rewind(&mut file).expect("a file");
+    // The driver is there, but no port.
+    let words =
+        ["--no-console", "--", "sh", "-c", "cat; echo err >&2; ls /sys/class/virtio-ports >&2; exit 3"];
+    let ended = run(guests.ombra().stdin(file).args(words), None);
+    assert!(ended.stdout == all, "{} bytes came back; {}", ended.stdout.len(), ended.stderr);
+    assert_eq!((ended.stderr.as_str(), ended.status), ("err\n", Some(3)));
+}
+
+/// Sums of what went in, of what the guest saw and of what came out.
+fn gigabyte(guests: &Guests) {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    let piece: Vec<u8> =
+        (0..1u32 << 18).flat_map(|number| number.wrapping_mul(0x9e37_79b1).to_le_bytes()).collect();
+    for number in 0..1024u32 {
+        file.write_all(&number.to_le_bytes()).expect("room for 1 GiB");
+        file.write_all(&piece[4..]).expect("room for 1 GiB");
+    }
+    let sum = |input: Stdio| {
+        let output = Command::new("sha256sum").stdin(input).output().expect("sha256sum");
+        String::from_utf8_lossy(&output.stdout).split(' ').next().unwrap_or_default().to_owned()
+    };
+    let open = || fs::File::open(file.path()).expect("a file");
+    let mut child = guests.ombra().stdin(open()).args(["--", "cat"]).spawn().expect("the binary starts");
+    let out = sum(child.stdout.take().expect("a pipe").into());
+    assert!(child.wait().expect("a child").success());
+    assert_eq!(out, sum(open().into()));
 }
 
 fn verbose(guests: &Guests) {

@@ -12,6 +12,7 @@ mod debian;
 mod disks;
 mod encrypted;
 mod enlightenments;
+mod folders;
 mod jits;
 mod kernels;
 mod lifecycle;
@@ -65,6 +66,7 @@ const LONG: &[&str] = &[
     "a_kernel_finds_hyperv_on_eight_vcpus",
     "what_was_synced_survives_twenty_kills",
     "debian_boots_from_virtio_with_its_own_initramfs_takes_ssh_and_ends_clean",
+    "a_gigabyte_passes_both_ways_unchanged",
 ];
 
 /// What most tests need.
@@ -93,6 +95,7 @@ fn main() -> ExitCode {
         stress::TESTS,
         enlightenments::TESTS,
         debian::TESTS,
+        folders::TESTS,
     ];
     let mut trials = Vec::new();
     for &(name, files, test) in tests.into_iter().flatten() {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 pub(crate) const TESTS: &[Test] = &[
     ("a_shell_on_a_terminal_obeys_and_gives_the_terminal_back", CLOUD, shell),
     ("a_shell_obeys_what_was_piped_into_it_before_it_was_there", CLOUD, piped),
+    ("a_command_on_a_terminal_has_its_size_and_its_keys", CLOUD, command),
     ("control_a_x_quits_and_control_a_h_helps", CLOUD, keys),
     ("a_signal_gives_the_terminal_back", CLOUD, signal),
 ];
@@ -132,6 +133,26 @@ fn piped(guests: &Guests) {
     let text = ended.text();
     assert!(text.contains("\nLinux x86_64") && text.contains("\n301"), "{text}{}", ended.stderr);
     assert_eq!(ended.status, Some(0), "{text}");
+}
+
+fn command(guests: &Guests) {
+    let mut terminal = Terminal::start(guests, &["--", "sh", "-c", "tty; stty size; exec sh"]);
+    terminal.expect("/dev/pts/0\r\n33 99\r\n");
+    terminal.expect("ombra:/# ");
+    terminal.strike(b"sleep 1000\r");
+    terminal.expect("sleep 1000\r\n");
+    std::thread::sleep(Duration::from_millis(500));
+    terminal.strike(b"\x03");
+    terminal.strike(b"echo status $?\r");
+    terminal.expect("status 130");
+    let size = Winsize { ws_row: 44, ws_col: 88, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&terminal.line, size).expect("a size");
+    kill_process(Pid::from_child(&terminal.child), Signal::WINCH).expect("a process of ours");
+    std::thread::sleep(Duration::from_millis(500));
+    terminal.strike(b"stty size\r");
+    terminal.expect("44 88");
+    terminal.strike(b"exit 9\r");
+    assert_eq!(terminal.end(), Some(9), "{}", terminal.shown());
 }
 
 fn keys(guests: &Guests) {
