@@ -25,6 +25,8 @@ type Handle = u64;
 const MOST_NAMES: u32 = 1 << 20;
 /// Looks at the number of descriptors are this many lookups apart.
 const LOOKS: u32 = 16;
+/// Milliseconds for which a request waits for descriptors.
+const PATIENCE: u32 = 100;
 /// The folder itself (include/uapi/linux/fuse.h, `FUSE_ROOT_ID`).
 const ROOT: Inode = 1;
 
@@ -95,11 +97,17 @@ impl Descriptors {
         Ok(Self { used: AtomicU64::new(0), looks: AtomicU32::new(0), most, sample })
     }
 
-    /// Looks now and then: a new descriptor has the least number that is free.
+    /// A new descriptor has the least number that is free.
+    fn look(&self) -> u64 {
+        let used = self.sample.try_clone().map_or(self.most, |file| file.as_raw_fd() as u64);
+        self.used.store(used, Ordering::Relaxed);
+        used
+    }
+
+    /// Looks now and then.
     fn used(&self) -> u64 {
         if self.looks.fetch_add(1, Ordering::Relaxed).is_multiple_of(LOOKS) {
-            let used = self.sample.try_clone().map_or(self.most, |file| file.as_raw_fd() as u64);
-            self.used.store(used, Ordering::Relaxed);
+            return self.look();
         }
         self.used.load(Ordering::Relaxed)
     }
@@ -109,9 +117,19 @@ impl Descriptors {
         self.used() > self.most / 2
     }
 
-    /// The rest is for others.
+    /// The rest is for others. What the guest has forgotten may be on its way on another thread, and is waited for.
     fn check(&self) -> io::Result<()> {
-        if self.used() > self.most / 8 * 7 { Err(error(libc::ENFILE)) } else { Ok(()) }
+        let limit = self.most / 8 * 7;
+        if self.used() <= limit {
+            return Ok(());
+        }
+        for _ in 0..PATIENCE {
+            if self.look() <= limit {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Err(error(libc::ENFILE))
     }
 }
 
