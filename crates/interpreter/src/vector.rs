@@ -68,6 +68,12 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
+    /// The offset of one of an operand's elements. In 64-bit code only where the operand begins is cut to the address size (SDM 1
+    /// 3.3.7); what follows goes on behind 4 GiB.
+    fn wrapped(&self, offset: u64) -> u64 {
+        if self.cpu.code_size == CodeSize::Bits64 { offset } else { offset & self.op.address_mask }
+    }
+
     /// The segment of an access. For the instruction's own operand the op knows better: 64-bit code ignores most overrides.
     fn slot(&self, segment: Register) -> u8 {
         if segment == self.op.instruction().memory_segment() {
@@ -112,12 +118,12 @@ impl NativeContext for Context<'_> {
 
     fn linear_address(&mut self, segment: Register, offset: u64) -> u64 {
         let slot = usize::from(self.slot(segment));
-        self.cpu.segment_base[slot].wrapping_add(offset & self.op.address_mask)
+        self.cpu.segment_base[slot].wrapping_add(self.wrapped(offset))
     }
 
     fn reachable(&mut self, segment: Register, offset: u64) -> Result<(), Stop> {
         let slot = self.slot(segment);
-        let address = self.cpu.linear(slot, offset & self.op.address_mask, 1, false)?;
+        let address = self.cpu.linear(slot, self.wrapped(offset), 1, false)?;
         self.cpu.check_canonical(slot, address)
     }
 
@@ -135,14 +141,14 @@ impl NativeContext for Context<'_> {
         alignment: u64,
     ) -> Result<(), Stop> {
         let slot = self.slot(segment);
-        let address = self.cpu.linear(slot, offset & self.op.address_mask, size, write)?;
+        let address = self.cpu.linear(slot, self.wrapped(offset), size, write)?;
         let intent = if write { Intent::Write } else { Intent::Read };
         self.cpu.place_aligned(slot, address, size, alignment, intent, Actor::Explicit, self.io).map(|_| ())
     }
 
     fn load(&mut self, segment: Register, offset: u64, into: &mut [u8], alignment: u64) -> Result<(), Stop> {
         let (slot, size) = (self.slot(segment), into.len() as u64);
-        let address = self.cpu.linear(slot, offset & self.op.address_mask, size, false)?;
+        let address = self.cpu.linear(slot, self.wrapped(offset), size, false)?;
         if address & (alignment - 1) == 0
             && let Some(ram) = self.cpu.tlb.read(address, size)
         {
@@ -157,7 +163,7 @@ impl NativeContext for Context<'_> {
 
     fn store(&mut self, segment: Register, offset: u64, from: &[u8], alignment: u64) -> Result<(), Stop> {
         let (slot, size) = (self.slot(segment), from.len() as u64);
-        let address = self.cpu.linear(slot, offset & self.op.address_mask, size, true)?;
+        let address = self.cpu.linear(slot, self.wrapped(offset), size, true)?;
         if address & (alignment - 1) == 0
             && let Some(ram) = self.cpu.tlb.write(address, size)
         {

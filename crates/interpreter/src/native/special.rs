@@ -244,7 +244,8 @@ impl Lanes {
         let bytes = &indices[i * self.index..(i + 1) * self.index];
         let mut index = [if bytes[self.index - 1] & 0x80 != 0 { 0xff } else { 0 }; 8];
         index[..self.index].copy_from_slice(bytes);
-        base.wrapping_add(u64::from_le_bytes(index).wrapping_mul(u64::from(instruction.memory_index_scale())))
+        let scaled = u64::from_le_bytes(index).wrapping_mul(u64::from(instruction.memory_index_scale()));
+        base.wrapping_add(scaled) & crate::op::address_mask(instruction)
     }
 }
 
