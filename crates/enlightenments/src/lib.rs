@@ -90,8 +90,9 @@ impl Interface {
     #[must_use]
     pub fn of(wanted: Enlightenments) -> Self {
         match wanted {
-            Enlightenments::None => Self::None,
-            Enlightenments::Auto | Enlightenments::Kvm => Self::Kvm,
+            // KVM's saves exits, but with it a busy host has seen a device's interrupt get lost.
+            Enlightenments::Auto | Enlightenments::None => Self::None,
+            Enlightenments::Kvm => Self::Kvm,
             Enlightenments::HyperV => Self::HyperV,
         }
     }

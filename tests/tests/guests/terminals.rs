@@ -138,7 +138,7 @@ fn piped(guests: &Guests) {
 fn command(guests: &Guests) {
     let mut terminal = Terminal::start(guests, &["--", "sh", "-c", "tty; stty size; exec sh"]);
     terminal.expect("/dev/pts/0\r\n33 99\r\n");
-    terminal.expect("ombra:/# ");
+    terminal.expect("# ");
     terminal.strike(b"sleep 1000\r");
     terminal.expect("sleep 1000\r\n");
     std::thread::sleep(Duration::from_millis(500));
