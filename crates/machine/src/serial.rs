@@ -208,7 +208,7 @@ fn feed(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chipset::{Line, LineSink};
+    use chipset::{At, BusDevice, Line, LineSink};
 
     struct Unconnected;
 
@@ -232,7 +232,10 @@ mod tests {
     fn input_does_not_wait_for_a_port_that_a_vcpu_has_but_comes_later() {
         let (reader, _writer) = std::io::pipe().expect("a pipe");
         let line = Line::new(Arc::new(Unconnected), 4);
-        let uart = Arc::new(Mutex::new(Uart::new(line, Box::new(Nowhere), None)));
+        let mut open = Uart::new(line, Box::new(Nowhere), None);
+        // A guest that wants to hear of what is received: until then it stays where it is.
+        open.write(At { window: WindowId::default(), offset: 1 }, &[1]).expect("the register exists");
+        let uart = Arc::new(Mutex::new(open));
         let fd = reader.as_fd().try_clone_to_owned().expect("a descriptor");
         let source = Mutex::new(Source { input: Box::new(Pipe(reader)), waiting: Vec::new(), ended: false });
         let feed = Feed {
